@@ -1,0 +1,46 @@
+"""The catalogue: name -> family, paper, year. Plain text, so that listing methods imports nothing heavy.
+
+The module of a method is `attar.methods.<family>.<name>`. It defines `METHOD` (the class), `RECIPES`
+(name -> recipe, the first is the default) and `views(recipe, image)`. Adding a method is one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attar.errors import RecipeError, unknown_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the catalogue."""
+
+    name: str
+    family: str
+    paper: str
+    year: int
+
+    @property
+    def module(self) -> str:
+        return f"attar.methods.{self.family}.{self.name}"
+
+
+CATALOGUE: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
+        Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
+        Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
+        Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
+        Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
+        Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
+        Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
+    )
+}
+
+
+def entry(name: str) -> Entry:
+    """The catalogue line of a method; an unknown name is answered with the nearest ones."""
+    if name not in CATALOGUE:
+        raise RecipeError(unknown_name("method", name, CATALOGUE))
+    return CATALOGUE[name]

@@ -1,0 +1,205 @@
+"""The protocol of a method: Recipe, Setup, Progress, StepOutput, Method; and loading one by name.
+
+A method holds networks and state and knows how to turn a batch into a loss. It never sees the trainer, the logger,
+the rank or the clock, so it runs in a test with a batch of four.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from attar.data.images import Images, ImageSpec
+from attar.errors import RecipeError, unknown_name
+from attar.methods import entry
+
+if TYPE_CHECKING:
+    from attar.models.backbones import Backbone
+    from attar.models.teachers import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a method is trained. Each method's recipe extends this with its own fields and the paper's values.
+
+    Durations are fractions of the whole training (the paper's epochs in a comment), so that a short run keeps
+    the shape of a long one. `lr` is the peak learning rate; None derives it from base_lr and the batch size.
+    """
+
+    epochs: int
+    batch_size: int  # images per optimiser step, over all processes
+    optimiser: Literal["sgd", "lars", "adamw"]
+    base_lr: float  # at the reference batch of the scaling rule
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # base * B / 256; base * sqrt(B); base
+    lr: float | None = None
+    final_lr: float = 0.0
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    lr_drops: tuple[float, ...] = ()  # fractions of training at which `step` multiplies by lr_drop_factor
+    lr_drop_factor: float = 0.1
+    warmup_fraction: float = 0.0
+    weight_decay: float = 0.0
+    weight_decay_end: float | None = None  # cosine from weight_decay to this (DINO); None: constant
+    decay_bias_and_norm: bool = False  # also decay (and adapt, in LARS) parameters with ndim <= 1
+    sgd_momentum: float = 0.9
+    nesterov: bool = False
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    clip_gradient: float | None = None
+    clip_per_parameter: bool = False  # clip each tensor's norm instead of the global norm (DINO)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up: what really runs."""
+        if self.lr is not None:
+            return self.lr
+        scale = {"linear": self.batch_size / 256, "sqrt": self.batch_size**0.5, "none": 1.0}
+        return self.base_lr * scale[self.lr_scaling]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is. step counts optimiser updates from 0; epoch is the current pass, from 0."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    total_epochs: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of training already done, in [0, 1)."""
+        return self.step / max(self.total_steps, 1)
+
+
+@dataclass
+class StepOutput:
+    """loss: scalar, local mean over this process' rows. metrics: every named term, detached scalars.
+
+    embeddings: what the loss compares, detached (B, E); health is measured on them. `positives`: the other
+    view's, row-aligned, where there is one (for alignment).
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    embeddings: Tensor | None = None
+    positives: Tensor | None = None
+
+
+@dataclass
+class Setup:
+    """What a method may be built from besides its recipe and backbone.
+
+    image: size, channels and normalisation of the inputs. images: the training images (for banks, tables and
+    pseudo-labels keyed by index). teacher: for distillers only. seed: of the run.
+    """
+
+    image: ImageSpec
+    images: Images
+    teacher: Teacher | None = None
+    seed: int = 0
+
+
+class Method(nn.Module):
+    """Base of all methods. Subclasses define `step`, and set `backbone` in `__init__(recipe, backbone, setup)`.
+
+    `forward` is `step`, so that DistributedDataParallel can wrap a method as it is.
+    needs_teacher: True for distillers. batch_coupled: True where the loss compares samples of one batch, so that
+    gradient accumulation changes it. projector: the head whose output a distiller may learn from (None: features).
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    batch_coupled: ClassVar[bool] = False
+    backbone: Backbone
+    projector: nn.Module | None = None
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.recipe = recipe
+
+    def step(self, batch: Any, progress: Progress) -> StepOutput:
+        """One forward pass; batch is what the method's `views` produced."""
+        raise NotImplementedError(f"{type(self).__name__}.step is not defined")
+
+    def forward(self, batch: Any, progress: Progress) -> StepOutput:
+        return self.step(batch, progress)
+
+    def after_step(self, progress: Progress) -> None:  # noqa: B027  most methods have no such state
+        """State that is not trained by gradient: momentum teacher, centre. Called after the optimiser's update."""
+
+    def parameter_groups(self) -> list[dict[str, Any]] | None:
+        """Only when the paper treats parameters differently: groups with `params` (names allowed: a list of
+        (name, parameter)) and any of `lr_scale`, `weight_decay_scale`, `frozen_fraction` (no update before
+        that share of training). None: the shared rule of train/optimisers.py."""
+        return None
+
+
+def load(name: str) -> ModuleType:
+    """The module of a method: METHOD, RECIPES, views. An unknown name is a RecipeError with the nearest ones."""
+    return import_module(entry(name).module)
+
+
+def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A named recipe of a method (None: its first) with some fields replaced, checked and typed.
+
+    Strings are converted to the field's type, so values may come from a command line.
+
+    Raises:
+        RecipeError: unknown recipe, a field the recipe does not have, a value of the wrong type, or a setting
+            that this combination would ignore.
+    """
+    recipes: dict[str, Recipe] = load(method).RECIPES
+    if recipe is None:
+        recipe = next(iter(recipes))
+    if recipe not in recipes:
+        raise RecipeError(f"{method}: " + unknown_name("recipe", recipe, recipes))
+    base = recipes[recipe]
+    overrides = dict(overrides or {})
+    fields = {f.name for f in dataclasses.fields(base)}
+    for name in overrides:
+        if name not in fields:
+            raise RecipeError(f"{method}: " + unknown_name("recipe field", name, fields, limit=40))
+    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | overrides
+    for name, given in overrides.items():
+        if isinstance(given, str) and given.lower() in ("none", "null"):
+            values[name] = None
+        elif isinstance(given, str) and isinstance(getattr(base, name), tuple):
+            values[name] = [part for part in given.strip("()[] ").replace(" ", "").split(",") if part]
+    try:
+        resolved = TypeAdapter(type(base)).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise RecipeError(f"{method}: {name}={first['input']!r} is not accepted: {first['msg']}.") from None
+    _refuse_ignored(method, resolved, overrides)
+    return resolved
+
+
+_USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
+    "optimiser": {
+        "sgd_momentum": ("sgd", "lars"),
+        "nesterov": ("sgd", "lars"),
+        "adam_betas": ("adamw",),
+    },
+    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine",)},
+}
+
+
+def _refuse_ignored(method: str, recipe: Recipe, overrides: dict[str, Any]) -> None:
+    """A setting that would be ignored is an error."""
+    for chooser, users in _USED_BY.items():
+        chosen = getattr(recipe, chooser)
+        for name, accepted in users.items():
+            if name in overrides and chosen not in accepted:
+                raise RecipeError(
+                    f"{method}: {name} would be ignored: {chooser} is {chosen!r}, and {name} is used with "
+                    f"{' or '.join(accepted)}. Leave it out, or set {chooser}={accepted[0]}."
+                )
+    if overrides.get("lr") is not None:
+        for name in ("base_lr", "lr_scaling"):
+            if name in overrides:
+                raise RecipeError(f"{method}: {name} would be ignored because lr is given; set one of the two.")
