@@ -1,0 +1,312 @@
+"""The one training loop: batches, autocast, accumulation, processes, health, checkpoints, resume.
+
+It knows no method by name. Everything random is a function of (seed, epoch, sample id) or (seed, step), so a resumed
+run continues bit-equal and two processes draw what one would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from attar.data.images import CanvasBatch, Images, ImageSpec
+from attar.errors import RecipeError
+from attar.methods.base import Method, Progress
+from attar.models.batch_norm import synchronise_batch_norm
+from attar.train.batches import BatchPlan, prefetched
+from attar.train.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from attar.train.distributed import World
+from attar.train.health import HealthMonitor, online_knn
+from attar.train.interrupt import Signals
+from attar.train.log import JsonLines, MetricsLog
+from attar.train.optimisers import build_optimiser, clip_gradients, drop_frozen_gradients, set_rates
+from attar.train.progress import TrainingBar
+from attar.train.run import RunFolder
+from attar.views.augmentation import CentreView
+from attar.views.batches import Batch, ViewMaker
+from attar.views.draws import Draws
+
+logger = logging.getLogger("attar")
+
+_FLUSH_EVERY = 10  # steps between reading losses back from a GPU; every step on the CPU, where reading is free
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How a run is executed, as opposed to what the recipe trains. Only the seed, the precision and, for losses
+    that compare samples of a batch, accumulation change the result."""
+
+    seed: int = 0
+    precision: str = "auto"  # auto | fp32 | bf16
+    accumulate: int = 1  # forward passes per optimiser step
+    compile: bool = False
+    checkpoint_minutes: float = 5.0
+    checkpoint_steps: int | None = None  # save every so many steps instead
+    health_per_epoch: int = 4
+    knn_images: int = 1000  # labelled images for the online kNN; 0 switches it off
+    tensorboard: bool = True
+    show_progress: bool = True
+
+
+@dataclass
+class Job:
+    """What one training consists of. `network` is the method, or what wraps it for several processes."""
+
+    method: Method
+    make_views: ViewMaker
+    images: Images
+    image: ImageSpec
+    world: World
+    options: LoopOptions
+
+    def __post_init__(self) -> None:
+        self.recipe = self.method.recipe
+        self.plan = BatchPlan(
+            num_images=len(self.images),
+            batch_size=self.recipe.batch_size,
+            epochs=self.recipe.epochs,
+            seed=self.options.seed,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            accumulate=self.options.accumulate,
+        )
+        if self.options.accumulate > 1 and self.method.batch_coupled:
+            logger.warning(
+                "accumulate=%d: this loss compares the samples of one forward pass, so it sees %d at a time, not %d.",
+                self.options.accumulate,
+                self.recipe.batch_size // self.options.accumulate,
+                self.recipe.batch_size,
+            )
+        self.precision = choose_precision(self.options.precision, self.world.device)
+        self.health = HealthMonitor()
+        self.network: nn.Module = self.method
+
+    def prepare(self) -> None:
+        """Move the method to its device, and build the optimiser there."""
+        if self.world.world_size > 1:
+            synchronise_batch_norm(self.method, self.world.device)
+        self.method.to(device=self.world.device)
+        self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method.train()
+        self.optimiser = build_optimiser(self.method, self.recipe)
+
+    def wrap(self) -> None:
+        """Compile and distribute; after the state is in place."""
+        if self.options.compile:
+            self.method.backbone.compile()
+        if self.world.world_size > 1:
+            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """step: updates done in all. seconds, images_per_second: of this call. collapsed: at the last measurement."""
+
+    step: int
+    total_steps: int
+    seconds: float
+    images_per_second: float
+    interrupted: bool
+    collapsed: bool
+
+
+def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = False) -> FitResult:
+    """Train by the method's recipe, writing metrics, health and checkpoints into the run folder.
+
+    identity: what a checkpoint must match to be resumed. Returns early, after a checkpoint, on SIGTERM or Ctrl-C.
+
+    Raises:
+        TrainingError: at a non-finite loss, with the step and the terms.
+        CheckpointError: a checkpoint that cannot be written, or one that does not belong to this run.
+    """
+    job.prepare()
+    world, plan, options = job.world, job.plan, job.options
+    start = step = _restore(job, run, identity) if resume else 0
+    job.wrap()
+    log = MetricsLog(run.path, from_step=start, tensorboard=options.tensorboard) if world.is_main else None
+    health_log = JsonLines(run / "health.jsonl", from_step=start) if world.is_main else None
+    health_every = max(plan.steps_per_epoch // options.health_per_epoch, 1)
+    interrupted = collapsed = False
+    began = last_save = time.monotonic()
+
+    def save() -> None:
+        if log is not None:
+            log.flush()
+            state = {"step": step, "method": dict(job.method.state_dict()), "optimiser": job.optimiser.state_dict()}
+            save_checkpoint(run.checkpoint, state, step=step, identity=identity)
+        world.barrier()
+
+    shown = options.show_progress and world.is_main
+    with Signals() as signals, TrainingBar(shown, job.recipe.epochs, start, plan.total_steps) as bar:
+        for fetched in prefetched(job.images, plan, start, world):
+            progress = Progress(step, plan.total_steps, step // plan.steps_per_epoch, job.recipe.epochs)
+            step_began = time.monotonic()
+            lr = set_rates(job.optimiser, job.recipe, progress)
+            terms = update(job, fetched.parts, progress)
+            step += 1
+            if log is not None:
+                seconds = time.monotonic() - step_began + fetched.wait
+                rate = round(job.recipe.batch_size / max(seconds, 1e-9), 2)
+                row = {"step": progress.step, "epoch": progress.epoch, "lr": lr, "images_per_second": rate}
+                log.add({**row, "data_wait": round(fetched.wait, 5)}, terms)
+                if world.device.type == "cpu" or step % _FLUSH_EVERY == 0:
+                    bar.show(step, log.flush())
+            if health_log is not None and (step % health_every == 0 or step == plan.total_steps):
+                collapsed = _measure_health(job, health_log, progress)
+            interrupted = world.any(signals.received)
+            if interrupted or step == plan.total_steps or world.any(_due(last_save, step, plan, options)):
+                save()  # also at the end: what follows may fail, and a finished run resumes as finished
+                last_save = time.monotonic()
+            if interrupted:
+                break
+
+    if log is not None and health_log is not None:
+        log.close()
+        health_log.close()
+    seconds = time.monotonic() - began
+    rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
+    return FitResult(step, plan.total_steps, seconds, rate, interrupted and step < plan.total_steps, collapsed)
+
+
+def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, Tensor | float]:
+    """One optimiser step over the parts of a batch; loss and terms, averaged over parts and processes."""
+    torch.manual_seed(_step_seed(job.options.seed, progress.step, job.world.rank))  # drop-path and dropout only
+    job.optimiser.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor | float] = {}
+    for i, canvases in enumerate(parts):
+        batch = views_of(canvases.to(job.world.device), job.make_views, job.options.seed, progress.epoch)
+        join = i == len(parts) - 1 or not isinstance(job.network, DistributedDataParallel)
+        with contextlib.nullcontext() if join else job.network.no_sync():  # type: ignore[operator]
+            with torch.autocast(job.world.device.type, dtype=torch.bfloat16, enabled=job.precision == torch.bfloat16):
+                output = job.network(batch, progress)
+            (output.loss / len(parts)).backward()
+        for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value / len(parts)
+        job.health.add(output.embeddings, output.positives)
+    drop_frozen_gradients(job.optimiser, progress)
+    clip_gradients(job.optimiser, job.recipe)
+    job.optimiser.step()
+    job.method.after_step(progress)
+    return {name: job.world.mean(value) if isinstance(value, Tensor) else value for name, value in sums.items()}
+
+
+def views_of(canvases: CanvasBatch, make_views: ViewMaker, seed: int, epoch: int) -> Batch:
+    """The typed batch a method sees; the same for a sample whatever batch, process or device it is drawn in."""
+    with torch.no_grad():
+        return make_views(canvases, Draws(seed, canvases.index, epoch=epoch))
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 where the hardware computes in it (GPUs since Ampere, CPUs with AVX512-BF16 or AMX), else fp32."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise RecipeError(f"--precision {precision!r} is unknown; accepted: auto, fp32, bf16.")
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_computes_bf16()
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _cpu_computes_bf16() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def measure_step_seconds(job: Job, *, num_steps: int = 5) -> float:
+    """Median seconds of an optimiser step, measured on a copy so that nothing of the run is touched."""
+    trial = Job(copy.deepcopy(job.method), job.make_views, job.images, job.image, job.world, job.options)
+    trial.prepare()
+    progress = Progress(step=0, total_steps=num_steps, epoch=0, total_epochs=1)
+    seconds = []
+    for i in range(num_steps + 2):  # the first two warm caches up
+        began = time.monotonic()
+        size = trial.recipe.batch_size // job.world.world_size
+        positions = (np.arange(size) + i * size) % len(job.images)
+        set_rates(trial.optimiser, trial.recipe, progress)
+        update(trial, [job.images.batch(part) for part in np.split(positions, job.options.accumulate)], progress)
+        if job.world.device.type == "cuda":
+            torch.cuda.synchronize(job.world.device)
+        seconds.append(time.monotonic() - began)
+    return float(np.median(seconds[2:]))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _restore(job: Job, run: RunFolder, identity: dict[str, Any]) -> int:
+    """Load the newest checkpoint into method and optimiser; the step to continue with (0 if nothing was saved yet)."""
+    if not has_checkpoint(run.checkpoint):
+        logger.info("%s has no checkpoint yet; starting from the beginning.", run.path)
+        return 0
+    state = load_checkpoint(run.checkpoint, identity=identity)
+    job.method.load_state_dict(state["method"])
+    job.optimiser.load_state_dict(state["optimiser"])
+    if job.world.is_main:
+        logger.info("Resuming %s at step %d of %d.", run.path, state["step"], job.plan.total_steps)
+    return int(state["step"])
+
+
+def _due(last_save: float, step: int, plan: BatchPlan, options: LoopOptions) -> bool:
+    """Every checkpoint_steps if given; else after checkpoint_minutes, or at the end of an epoch if a tenth of that
+    has passed (tiny epochs do not save each)."""
+    if options.checkpoint_steps:
+        return step % options.checkpoint_steps == 0
+    minutes = (time.monotonic() - last_save) / 60
+    at_epoch_end = step % plan.steps_per_epoch == 0
+    return minutes >= options.checkpoint_minutes / (10 if at_epoch_end else 1)
+
+
+def _measure_health(job: Job, log: JsonLines, progress: Progress) -> bool:
+    """Write one row of health.jsonl; a collapse is reported at once. Returns whether it has collapsed."""
+    gauges = job.health.measure()
+    if (progress.step + 1) % job.plan.steps_per_epoch == 0:
+        knn = _labelled_knn(job)
+        if knn is not None:
+            gauges["knn"] = knn
+    if gauges:
+        log.write({"step": progress.step, "epoch": progress.epoch, **gauges})
+        log.flush()
+    if gauges.get("collapsed"):
+        logger.error(
+            "COLLAPSE at step %d: the embeddings are nearly the same for all images (std %.3f of 1, effective rank "
+            "%.1f). What is being learned is of no use. Try a lower --lr, a longer warm-up, or another method.",
+            progress.step,
+            gauges["embedding_std"],
+            gauges["rankme"],
+        )
+    return bool(gauges.get("collapsed", False))
+
+
+@torch.no_grad()
+def _labelled_knn(job: Job) -> float | None:
+    """Leave-one-out kNN of the backbone's features on a fixed sample of labelled images; None without labels."""
+    if job.images.labels is None or not job.options.knn_images:
+        return None
+    labelled = np.flatnonzero(job.images.labels >= 0)
+    if len(labelled) < 50:
+        return None
+    chosen = np.sort(np.random.default_rng(job.options.seed).permutation(labelled)[: job.options.knn_images])
+    view = CentreView(job.image)
+    modes = {module: module.training for module in job.method.backbone.modules()}
+    job.method.backbone.eval()
+    features = [
+        job.method.backbone(view(job.images.batch(part).to(job.world.device)))
+        for part in np.array_split(chosen, max(len(chosen) // 256, 1))
+    ]
+    for module, mode in modes.items():
+        module.training = mode
+    return online_knn(torch.cat(features), torch.from_numpy(job.images.labels[chosen]).to(job.world.device))
