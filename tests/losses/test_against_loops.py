@@ -1,0 +1,145 @@
+"""Value and gradient of every loss equal the paper's sum written as a loop, in float64, on small uneven sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import attar.losses as losses
+
+_spec = importlib.util.spec_from_file_location("slow_loops", Path(__file__).with_name("slow_loops.py"))
+slow = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(slow)
+
+B, E, Q = 5, 7, 11
+
+
+def rows(n: int = B, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(n, E, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+TWO = dict(a=rows(seed=1), b=rows(seed=2, scale=3.0))
+CENTRE = rows(1, seed=9)
+# name -> (inputs that get a gradient, inputs that must not, ours, the loop)
+CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
+    "nt_xent": (
+        TWO,
+        {},
+        lambda a, b: losses.nt_xent(a, b, temperature=0.3),
+        lambda a, b: slow.nt_xent(a, b, 0.3),
+    ),
+    "nt_xent in blocks of 3": (
+        TWO,
+        {},
+        lambda a, b: losses.nt_xent(a, b, temperature=0.3, chunk_size=3),
+        lambda a, b: slow.nt_xent(a, b, 0.3),
+    ),
+    "info_nce": (
+        TWO,
+        {},
+        lambda a, b: losses.info_nce(a, b, temperature=0.3),
+        lambda a, b: slow.info_nce(a, b, 0.3),
+    ),
+    "info_nce in blocks of 2": (
+        TWO,
+        {},
+        lambda a, b: losses.info_nce(a, b, temperature=0.3, chunk_size=2),
+        lambda a, b: slow.info_nce(a, b, 0.3),
+    ),
+    "info_nce with a queue": (
+        TWO,
+        {"n": rows(Q, seed=3)},
+        lambda a, b, n: losses.info_nce(a, b, temperature=0.3, negatives=n),
+        lambda a, b, n: slow.info_nce(a, b, 0.3, n),
+    ),
+    "byol_regression": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"]},
+        lambda a, b: losses.byol_regression(a, b),
+        lambda a, b: slow.byol_regression(a, b),
+    ),
+    "negative_cosine": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"]},
+        lambda a, b: losses.negative_cosine(a, b),
+        lambda a, b: slow.byol_regression(a, b) / 2 - 1,
+    ),
+    "soft_cross_entropy": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"]},
+        lambda a, b: losses.soft_cross_entropy(a, b, student_temperature=0.7, teacher_temperature=1.9),
+        lambda a, b: slow.cross_entropy(a, b, 0.7, 1.9),
+    ),
+    "kl_divergence": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"]},
+        lambda a, b: losses.kl_divergence(a, b, temperature=2.5),
+        lambda a, b: slow.kl(a, b, 2.5),
+    ),
+    "dino": (
+        {"s1": rows(seed=4), "s2": rows(seed=5), "s3": rows(seed=6)},
+        {"t1": rows(seed=7), "t2": rows(seed=8), "c": CENTRE},
+        lambda s1, s2, s3, t1, t2, c: losses.dino(
+            [s1, s2, s3], [t1, t2], centre=c, student_temperature=0.4, teacher_temperature=0.2
+        ),
+        lambda s1, s2, s3, t1, t2, c: slow.dino([s1, s2, s3], [t1, t2], c, 0.4, 0.2),
+    ),
+    **{
+        f"similarity_distillation, include_self={own}": (
+            {"a": TWO["a"]},
+            {"b": TWO["b"], "n": rows(Q, seed=3)},
+            lambda a, b, n, own=own: losses.similarity_distillation(
+                a, b, n, student_temperature=0.2, teacher_temperature=0.1, include_self=own
+            ),
+            lambda a, b, n, own=own: slow.similarity_distillation(a, b, n, 0.2, 0.1, own),
+        )
+        for own in (True, False)
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_the_loop(name):
+    trained, fixed, ours, loop = CASES[name]
+    leaf = {k: v.clone().requires_grad_() for k, v in (trained | fixed).items()}
+    ours_value = ours(**leaf)
+    ours_value.backward()
+    reference = {k: v.clone().requires_grad_(k in trained) for k, v in (trained | fixed).items()}
+    loop_value = loop(**reference)
+    loop_value.backward()
+    torch.testing.assert_close(ours_value, loop_value, rtol=1e-10, atol=1e-12)
+    for k in trained:
+        assert leaf[k].grad.abs().max() > 1e-4, "a gradient of zero would prove nothing"
+        torch.testing.assert_close(leaf[k].grad, reference[k].grad, rtol=1e-8, atol=1e-10)
+    for k in fixed:
+        assert leaf[k].grad is None or not leaf[k].grad.any(), f"{k} must not get a gradient"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_is_computed_in_float32(name):
+    """bf16 inputs lose their own last bits (2^-8 relative), and nothing more: also under autocast."""
+    trained, fixed, ours, _ = CASES[name]
+    inputs = {k: v.bfloat16() for k, v in (trained | fixed).items()}
+    exact = ours(**{k: v.double() for k, v in inputs.items()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = ours(**inputs)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "nt_xent" in n or "info_nce" in n or "similarity" in n])
+def test_a_cosine_loss_ignores_scale(name):
+    """dL/dz is orthogonal to z, and scaling rows changes nothing."""
+    trained, fixed, ours, _ = CASES[name]
+    leaf = {k: v.clone().requires_grad_(k in trained) for k, v in (trained | fixed).items()}
+    value = ours(**leaf)
+    value.backward()
+    for k in trained:
+        torch.testing.assert_close((leaf[k].grad * leaf[k]).sum(1), torch.zeros(B, dtype=torch.float64))
+    scaled = {k: v * torch.arange(1, len(v) + 1)[:, None] for k, v in (trained | fixed).items()}
+    torch.testing.assert_close(ours(**scaled), value.detach())
