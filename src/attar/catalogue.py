@@ -1,0 +1,115 @@
+"""The catalogue in words: a method's idea, its formulas, and every recipe value with its source.
+
+Everything is read from the method's own file, so that no page can say something else than what runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from attar.methods import CATALOGUE, Entry, entry
+from attar.methods.base import Recipe, load
+
+
+@dataclass(frozen=True)
+class Value:
+    """One field of the recipes: its source (the comment beside it) and its value in each recipe."""
+
+    name: str
+    source: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Description:
+    """One page of the catalogue."""
+
+    entry: Entry
+    explanation: str  # the module's docstring
+    recipes: tuple[str, ...]
+    fields: tuple[Value, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.entry),
+            "explanation": self.explanation,
+            "recipes": {r: {f.name: f.values[r] for f in self.fields} for r in self.recipes},
+            "sources": {f.name: f.source for f in self.fields if f.source},
+        }
+
+    def text(self) -> str:
+        """For the terminal: explanation, then a table of the fields."""
+        names = max(len(f.name) for f in self.fields)
+        widths = [max(len(r), *(len(_short(f.values[r])) for f in self.fields)) for r in self.recipes]
+        head = "  ".join([" " * names, *(r.ljust(w) for r, w in zip(self.recipes, widths))])
+        rows = [
+            "  ".join(
+                [f.name.ljust(names), *(_short(f.values[r]).ljust(w) for r, w in zip(self.recipes, widths)), f.source]
+            )
+            for f in self.fields
+        ]
+        title = f"{self.entry.name} ({self.entry.family}): {self.entry.paper}"
+        return "\n".join([title, "", self.explanation, "", head.rstrip(), *(row.rstrip() for row in rows)])
+
+    def markdown(self) -> str:
+        """The page for docs/methods."""
+        head = "| field | " + " | ".join(self.recipes) + " | source |"
+        rule = "|---|" + "---|" * len(self.recipes) + "---|"
+        rows = [
+            f"| `{f.name}` | " + " | ".join(f"`{_short(f.values[r])}`" for r in self.recipes) + f" | {f.source} |"
+            for f in self.fields
+        ]
+        title = f"# {self.entry.name}\n\n*{self.entry.paper}* · {self.entry.family} · `{self.entry.module}`"
+        body = f"```text\n{self.explanation}\n```"
+        return "\n".join([title, "", body, "", "## Recipes", "", head, rule, *rows, ""])
+
+
+def describe(name: str) -> Description:
+    """The page of one method; an unknown name is a RecipeError with the nearest ones."""
+    line = entry(name)
+    module = load(name)
+    recipes: dict[str, Recipe] = module.RECIPES
+    comments: dict[str, str] = {}
+    kinds = {type(recipe) for recipe in recipes.values()}
+    for kind in kinds:
+        for parent in reversed(kind.__mro__):
+            if dataclasses.is_dataclass(parent):
+                comments |= _comments(parent)
+    names = [f.name for f in dataclasses.fields(next(iter(recipes.values())))]
+    own = [n for n in names if n not in {f.name for f in dataclasses.fields(Recipe)}]
+    shared = [n for n in names if n not in own]
+    fields = [
+        Value(n, comments.get(n, ""), {r: getattr(recipe, n) for r, recipe in recipes.items()}) for n in own + shared
+    ]
+    used = tuple(f for f in fields if f.name in own or any(value is not None for value in f.values.values()))
+    return Description(line, inspect.cleandoc(module.__doc__ or ""), tuple(recipes), used)
+
+
+def table() -> str:
+    """All methods as a Markdown table, for the README and the docs."""
+    rows = [
+        f"| [`{e.name}`](docs/methods/{e.name}.md) | {e.family} | {e.year} | {e.paper} |" for e in CATALOGUE.values()
+    ]
+    return "\n".join(["| method | family | year | paper |", "|---|---|---|---|", *rows])
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """Field name -> the comment beside its definition."""
+    found = {}
+    for text in inspect.getsource(kind).splitlines():
+        match = re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)$", text)
+        if match:
+            found[match[1]] = match[2].strip()
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(_short(v) for v in value) + ")"
+    return str(value)

@@ -1,0 +1,175 @@
+"""Several stages as one resumable pipeline, joined by files on disk.
+
+    out: runs/solar
+    stages:
+      - name: teacher
+        pretrain: {source: photos/, method: simclr, backbone: resnet18, epochs: 100}
+      - name: student
+        distill: {source: photos/, teacher: teacher, method: seed, backbone: resnet8}
+      - evaluate: {run: student, labelled: labelled/, protocols: [knn, linear]}
+      - export: {run: student, format: onnx}
+      - report: {runs: [teacher, student], out: report.html}
+
+Where `run`, `runs` or `teacher` names an earlier stage, that stage's folder (out/NAME) is meant. What is done is not
+done again: a stage is skipped when its arguments and everything it depends on are what they were; a training that was
+stopped is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attar.errors import RecipeError, RunError, unknown_name
+from attar.train.run import write_atomically
+
+logger = logging.getLogger("attar")
+
+TRAININGS = ("pretrain", "distill")
+KINDS = (*TRAININGS, "evaluate", "embed", "export", "report")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of the file: what to do (kind), its arguments, and the name of its folder if it is a training."""
+
+    kind: str
+    arguments: dict[str, Any]
+    name: str | None
+
+    @property
+    def title(self) -> str:
+        return self.name or self.kind
+
+
+@dataclass
+class PipelineResult:
+    """Which stages ran, which were done already, and whether a signal ended it early."""
+
+    out: Path
+    ran: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    verdicts: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "out": str(self.out)}
+
+    def text(self) -> str:
+        lines = [f"ran: {', '.join(self.ran) or 'nothing'}; done already: {', '.join(self.skipped) or 'nothing'}"]
+        return "\n".join([*lines, *self.verdicts, f"in {self.out}"])
+
+
+def run(recipe: str | Path) -> PipelineResult:
+    """Carry out the stages of a YAML file, skipping those that are done.
+
+    Raises:
+        RecipeError: the file or a stage in it is not understood; nothing has run then.
+        AttarError: whatever a stage raises; earlier stages stay done.
+    """
+    out, plan = read_pipeline(Path(recipe))
+    return carry_out(plan, out)
+
+
+def read_pipeline(path: Path) -> tuple[Path, list[Stage]]:
+    """The output folder and the checked stages of a file."""
+    if not path.is_file():
+        raise RecipeError(f"{path.absolute()} does not exist; attar run takes a YAML file with `out` and `stages`.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or "out" not in content:
+        raise RecipeError(f"{path}: a pipeline has `out` (a folder) and `stages` (a list); see docs/pipelines.md.")
+    return Path(content["out"]), [_read_stage(path, i, entry) for i, entry in enumerate(content["stages"], 1)]
+
+
+def _read_stage(path: Path, number: int, entry: Any) -> Stage:
+    where = f"{path}, stage {number}"
+    kinds = [key for key in entry if key != "name"] if isinstance(entry, dict) else []
+    if len(kinds) != 1:
+        raise RecipeError(f"{where}: write one of {', '.join(KINDS)} with its arguments, and for a training a name.")
+    kind = kinds[0]
+    if kind not in KINDS:
+        raise RecipeError(f"{where}: " + unknown_name("stage", kind, KINDS))
+    if kind in TRAININGS and not entry.get("name"):
+        raise RecipeError(f"{where}: {kind} needs a name; its run is kept in the folder out/NAME.")
+    accepted = set(inspect.signature(_function(kind)).parameters) - ({"out", "resume"} if kind in TRAININGS else set())
+    arguments = entry[kind] or {}
+    for argument in arguments:
+        if argument not in accepted:
+            raise RecipeError(f"{where}: " + unknown_name(f"argument of {kind}", argument, accepted, limit=40))
+    return Stage(kind, arguments, entry.get("name"))
+
+
+def _function(kind: str) -> Any:
+    from attar import stages
+
+    return getattr(stages, kind)
+
+
+def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
+    """Run the stages in order; `out/pipeline.json` remembers the digest of each that is done."""
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = out / "pipeline.json"
+    done: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
+    result = PipelineResult(out)
+    digests: dict[str, str] = {}
+    for number, stage in enumerate(plan, 1):
+        key = f"{number}-{stage.title}"
+        depends = sorted({digests[name] for name in _mentioned(stage, digests)})
+        text = json.dumps([stage.kind, stage.arguments, stage.name, depends], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if stage.name:
+            digests[stage.name] = digest
+        if done.get(key) == digest:
+            logger.info("Stage %d of %d, %s: done already.", number, len(plan), stage.title)
+            result.skipped.append(stage.title)
+            continue
+        logger.info("Stage %d of %d: %s", number, len(plan), stage.title)
+        returned = _function(stage.kind)(**_arguments(stage, out, digests))
+        if getattr(returned, "interrupted", False):
+            result.interrupted = True
+            return result
+        if hasattr(returned, "verdict"):
+            result.verdicts.append(returned.verdict)
+        result.ran.append(stage.title)
+        done[key] = digest
+        write_atomically(ledger, json.dumps(done, indent=1))
+    return result
+
+
+_REFERENCES = ("run", "runs", "teacher")
+
+
+def _mentioned(stage: Stage, names: dict[str, str]) -> list[str]:
+    given = [stage.arguments.get(key) for key in _REFERENCES]
+    flat = [item for value in given for item in (value if isinstance(value, list) else [value])]
+    return [item for item in flat if item in names]
+
+
+def _arguments(stage: Stage, out: Path, names: dict[str, str]) -> dict[str, Any]:
+    """The stage's arguments with the names of earlier stages turned into their folders."""
+
+    def folder(value: Any) -> Any:
+        if isinstance(value, list):
+            return [folder(item) for item in value]
+        return str(out / value) if value in names else value
+
+    arguments = {key: folder(value) if key in _REFERENCES else value for key, value in stage.arguments.items()}
+    if stage.kind in TRAININGS:
+        if stage.name is None:
+            raise RunError(f"{stage.kind} without a name")  # read_pipeline has checked it
+        return {**arguments, "out": out / stage.name, "resume": True}
+    if stage.kind in ("report", "embed") and "out" in arguments:
+        arguments["out"] = out / arguments["out"]
+    if isinstance(arguments.get("protocols"), list):
+        arguments["protocols"] = tuple(arguments["protocols"])
+    return arguments
