@@ -87,7 +87,7 @@ def test_refusals_name_the_shapes_and_the_values():
         nt_xent(a, b, temperature=0.5)
     with pytest.raises(ShapeError, match="no negatives; pass at least 2 rows"):
         nt_xent(a[:1], a[:1], temperature=0.5)
-    with pytest.raises(ShapeError, match="no negatives; pass pass at least 2 rows"):
+    with pytest.raises(ShapeError, match="no negatives; pass at least 2 rows"):
         info_nce(a[:1], a[:1], temperature=0.5)
     with pytest.raises(ShapeError, match=r"negatives has shape \(3, 6\); it must be \(N, 7\)"):
         info_nce(a, a, temperature=0.5, negatives=torch.randn(3, 6))
