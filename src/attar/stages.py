@@ -469,3 +469,156 @@ def _describe(source: Any) -> str:
         text = str(source)
         return str(Path(text).absolute()) if Path(text).exists() else text
     return getattr(source, "name", None) or f"array {getattr(source, 'shape', '')}"
+
+
+def evaluate(
+    run: str | Path,
+    labelled: str | Path | Images,
+    *,
+    test: str | Path | Images | None = None,
+    protocols: Sequence[str] = ("knn", "linear"),
+    teacher: str | Path | None = None,
+    controls: bool = True,
+    labels: str | None = None,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a backbone on labelled images beside its controls, and say whether it worked.
+
+    Args:
+        run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
+        labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
+            20 % of `labelled`, fixed by the seed.
+        protocols: knn, linear, finetune, low_label, few_shot; settings after a colon, e.g. "low_label:0.01,0.1".
+        teacher: also measured; default: the teacher the run was distilled from.
+        labels: "folder" or a column; default: what the source has.
+
+    Returns:
+        rows {protocol, metric, value, low, high, settings, subject} and a verdict in words.
+    """
+    from attar.evaluate.evaluation import evaluate as measure
+    from attar.models.saved import load_backbone
+
+    backbone, image, provenance = load_backbone(run)
+    train = _labelled(labelled, image, labels, cache, workers, progress)
+    held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
+    name = teacher or (provenance.get("teacher") or {}).get("name")
+    taught_by = None
+    if name is not None and (name in ("hog", "pixels") or Path(name).exists() or teacher is not None):
+        taught_by = load_backbone(name, image_size=image.size, channels=image.channels)[:2]
+    result = measure(
+        backbone,
+        image,
+        train,
+        held_out,
+        protocols=tuple(protocols),
+        controls=("random_init", "pixels", "hog") if controls else (),
+        teacher=taught_by,
+        seed=seed,
+        device=device,
+        precision=precision,
+        trained_on=(provenance.get("data") or {}).get("digest"),
+        progress=progress,
+    )
+    if (Path(run) / "recipe.yaml").is_file():
+        folder = RunFolder.open(run)
+        folder.write_json("evaluation.json", result.to_json())
+        folder.write_json("evaluation_details.json", result.details)
+    return result
+
+
+def _labelled(
+    source: Any, image: ImageSpec, labels: str | None, cache: Any, workers: int | None, progress: bool
+) -> Images:
+    from attar.data.load import load_images
+
+    found = load_images(
+        source,
+        image_size=image.size,
+        channels=image.channels,
+        labels=labels or "auto",
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    if found.labels is None:
+        raise DataError(f"{_describe(source)} has no labels; give class folders, or a table and --labels COLUMN.")
+    return found
+
+
+def embed(
+    run: str | Path,
+    source: str | Path | Images,
+    *,
+    out: str | Path,
+    labels: str | None = None,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> tuple[int, int]:
+    """Write one row an image (index, path, label where known, embedding) into a .parquet, .csv or .npz file.
+
+    Returns:
+        Number of rows and of features.
+    """
+    from attar.data.load import load_images
+    from attar.evaluate.features import extract_features
+    from attar.models.saved import load_backbone
+    from attar.train.distributed import choose_device
+
+    out = Path(out)
+    if out.suffix not in (".parquet", ".csv", ".npz"):
+        raise DataError(f"--out {out}: accepted are .parquet, .csv and .npz.")
+    backbone, image, _ = load_backbone(run)
+    images = load_images(
+        source,
+        image_size=image.size,
+        channels=image.channels,
+        labels=labels,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    features = extract_features(backbone, images, image, device=choose_device(device), precision=precision)
+    _write_table(out, images, features.values.cpu().numpy())
+    return features.values.shape[0], features.values.shape[1]
+
+
+def _write_table(out: Path, images: Images, values: np.ndarray) -> None:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    where = [str(w) for w in images.where] if len(images.where) else [""] * len(images)
+    if out.suffix == ".npz":
+        arrays = {"index": images.index, "path": np.array(where), "embedding": values}
+        np.savez(out, **arrays, **({} if images.labels is None else {"label": images.labels}))
+        return
+    columns: dict[str, Any] = {"index": images.index, "path": where}
+    if images.labels is not None:
+        columns["label"] = images.labels
+    if out.suffix == ".csv":
+        columns |= {f"feature_{i}": values[:, i] for i in range(values.shape[1])}
+        pyarrow.csv.write_csv(pa.table(columns), out)
+        return
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    classes = {b"classes": json.dumps(list(images.classes)).encode()}
+    pyarrow.parquet.write_table(pa.table(columns).replace_schema_metadata(classes), out)
+
+
+def load(run: str | Path) -> Encoder:
+    """The trained backbone of a run (or a timm name) as a module: float pixels in [0, 1] -> features, in eval mode."""
+    from attar.models.encoder import Encoder
+    from attar.models.saved import load_backbone
+
+    backbone, image, _ = load_backbone(run)
+    return Encoder(backbone, image).eval()

@@ -6,6 +6,7 @@ its *rectangle* says which part is real. Crops are drawn from real pixels only.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -119,7 +120,13 @@ class Images:
         )
 
     def subset(self, positions: np.ndarray) -> Images:
-        """The images at these positions; ids stay what they were."""
+        """The images at these positions; ids stay what they were, the digest becomes the subset's own."""
+        positions = np.asarray(positions)
+        if positions.dtype == bool:
+            positions = np.flatnonzero(positions)
+        digest = hashlib.sha256(self.digest.encode() + self.index[positions].astype("<i8").tobytes()).hexdigest()
         where = [self.where[i] for i in positions] if len(self.where) else ()
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, rows=self.rows[positions], index=self.index[positions], labels=labels, where=where)
+        return replace(
+            self, rows=self.rows[positions], index=self.index[positions], labels=labels, where=where, digest=digest
+        )

@@ -1,0 +1,5 @@
+"""`python -m attar`, and `torchrun -m attar` for several processes."""
+
+from attar.cli import main
+
+main()
