@@ -1,0 +1,69 @@
+"""From augmentations to typed batches: one view, two views, multi-crop, rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from attar.data.images import CanvasBatch
+from attar.views.batches import MultiCrop, OneView, Rotated, TwoViews
+from attar.views.draws import Draws
+
+View = Callable[[CanvasBatch, Draws], Tensor]  # Augmentation, RandomCropPad, CentreView
+
+
+@dataclass(frozen=True)
+class MakeOneView:
+    """One view of each image."""
+
+    view: View
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> OneView:
+        return OneView(self.view(batch, draws), batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeTwoViews:
+    """Two views of each image, drawn independently; the same augmentation twice unless a second is given."""
+
+    first: View
+    second: View | None = None
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> TwoViews:
+        view1 = self.first(batch, draws)
+        view2 = (self.second or self.first)(batch, draws)
+        return TwoViews(view1, view2, batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeMultiCrop:
+    """A few large crops and, at their own smaller size, any number of small ones; one augmentation each."""
+
+    _: KW_ONLY
+    global_views: Sequence[View]
+    local_views: Sequence[View] = ()
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> MultiCrop:
+        global_views = [view(batch, draws) for view in self.global_views]
+        local_views = [view(batch, draws) for view in self.local_views]
+        return MultiCrop(global_views, local_views, batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeRotated:
+    """One view of each image, turned counter-clockwise by 0, 90, 180 and 270 degrees; the turn is the target.
+
+    The view is mirrored, if at all, before it is turned: afterwards, mirroring would change the meaning of 90 and
+    270. Turning moves pixels and computes none, so it leaves no trace to learn from.
+    """
+
+    view: View
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> Rotated:
+        images = self.view(batch, draws)
+        turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
+        pretext_targets = torch.arange(4, device=images.device).repeat_interleave(len(images))
+        return Rotated(turned, pretext_targets, batch.index, batch.labels)
