@@ -1,0 +1,39 @@
+"""Claims: for a paper's central sentence, the smallest experiment that could prove it wrong."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attar.errors import RecipeError, unknown_name
+
+if TYPE_CHECKING:
+    from attar.claims.base import ClaimResult
+
+CLAIMS = {"seed": "attar.claims.seed"}
+
+
+def reproduce(
+    name: str,
+    *,
+    data: str | None = None,
+    test: str | None = None,
+    size: str = "cpu",
+    out: str | Path | None = None,
+    seeds: int | None = None,
+    device: str = "auto",
+) -> ClaimResult:
+    """Run a claim's arms and controls, and say whether it holds at this size.
+
+    Args:
+        name: a claim of CLAIMS. data, test: labelled images (labels only measure); default: scikit-learn's digits.
+        size: "cpu" (minutes on two cores) or "gpu". seeds: number of seeds; default: the claim's own.
+        out: folder of the runs; what is done there is not done again.
+    """
+    if name not in CLAIMS:
+        raise RecipeError(unknown_name("claim", name, CLAIMS))
+    claim = import_module(CLAIMS[name]).CLAIM
+    return claim(
+        data=data, test=test, size=size, out=Path(out or f"runs/claims/{name}-{size}"), seeds=seeds, device=device
+    )

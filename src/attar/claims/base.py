@@ -1,0 +1,69 @@
+"""What all claims share: arms measured over seeds, a table, and a verdict that can say no."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attar.train.run import write_atomically
+
+
+@dataclass
+class ClaimResult:
+    """values[arm][metric] is a list, one value a seed; None where an arm does not depend on the seed's training."""
+
+    name: str
+    statement: str
+    data: str
+    conditions: dict[str, Any]
+    arms: dict[str, str]  # arm -> what it is
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    verdict: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> str:
+        """A Markdown table: mean ± standard deviation over seeds."""
+        metrics = sorted({m for row in self.values.values() for m in row})
+        lines = ["| arm | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+        for arm, what in self.arms.items():
+            cells = [spread(self.values.get(arm, {}).get(metric, [])) for metric in metrics]
+            lines.append(f"| {what} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def text(self) -> str:
+        conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())
+        return "\n".join(
+            [f"Claim: {self.statement}", f"Data: {self.data}; {conditions}", "", self.table(), "", self.verdict]
+        )
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / "claim.json", json.dumps(self.to_json(), indent=1))
+        write_atomically(folder / "claim.md", self.text() + "\n")
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation in percent, with the number of values."""
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{100 * values[0]:.1f}"
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} (n={len(values)})"
+
+
+def compare(better: list[float], worse: list[float]) -> tuple[float, float, str]:
+    """Mean and standard deviation of the paired differences, and what they say: "above", "below" or "equal".
+
+    A difference counts when the mean is more than two standard deviations of the differences from zero and at least
+    three seeds say so. (With three seeds that is a rule of thumb, not a test; the table shows every spread.)
+    """
+    differences = [a - b for a, b in zip(better, worse, strict=True)]
+    mean = statistics.mean(differences)
+    deviation = statistics.stdev(differences) if len(differences) > 1 else float("inf")
+    if len(differences) < 3 or abs(mean) <= 2 * deviation:
+        return mean, deviation, "equal"
+    return mean, deviation, "above" if mean > 0 else "below"

@@ -1,0 +1,190 @@
+"""SEED (Fang et al. 2021, arXiv:2101.04731): a small student distilled from a self-supervised teacher is better than
+the same student pretrained by self-supervision alone.
+
+Arms, all with the same student, the same images and the same number of passes over them:
+
+    alone       the student pretrained by SimCLR (it sees two views an image: twice SEED's student compute)
+    seed        SEED from the SimCLR teacher
+    random      SEED from the same teacher network at random initialisation: is any fixed target enough?
+    permuted    SEED from the teacher's answer for another image: is it what the teacher says about *this* image?
+
+The claim holds if seed is above alone, by more than two standard deviations of the paired differences over the seeds,
+and both sham arms are not above alone. Measured at the last epoch on frozen features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attar import stages
+from attar.claims.base import ClaimResult, compare
+from attar.errors import RecipeError
+
+if TYPE_CHECKING:
+    from attar.data.images import Images
+
+STATEMENT = "SEED's student beats the same student pretrained alone."
+ARMS = {
+    "teacher": "teacher (SimCLR), for reference",
+    "untrained": "student, random initialisation",
+    "alone": "student, SimCLR alone",
+    "seed": "student, SEED",
+    "random": "student, SEED from a random teacher",
+    "permuted": "student, SEED with permuted targets",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The numbers of an experiment. images, test_images: at most so many are used."""
+
+    images: int
+    test_images: int
+    image_size: int
+    teacher: str
+    teacher_epochs: int
+    student: str
+    student_epochs: int
+    batch_size: int
+    seeds: int
+    stem: str = "standard"
+
+
+SIZES = {
+    "cpu": Size(
+        images=10_000,
+        test_images=2_000,
+        image_size=16,
+        teacher="resnet20",
+        teacher_epochs=40,
+        student="resnet8x0.5",
+        student_epochs=20,
+        batch_size=256,
+        seeds=3,
+    ),
+    "gpu": Size(
+        images=50_000,
+        test_images=10_000,
+        image_size=32,
+        teacher="resnet18",
+        teacher_epochs=200,
+        student="resnet20",
+        student_epochs=100,
+        batch_size=512,
+        seeds=3,
+        stem="small",
+    ),
+}
+METRICS = ("knn", "linear")
+
+
+def CLAIM(*, data: str | None, test: str | None, size: str, out: Path, seeds: int | None, device: str) -> ClaimResult:
+    """Run what is missing of the experiment in `out`, then judge. See the module's docstring."""
+    if size not in SIZES:
+        raise RecipeError(f"--size {size!r} is unknown; accepted: {', '.join(SIZES)}.")
+    plan = SIZES[size]
+    num_seeds = seeds or plan.seeds
+    train, held_out = _data(data or "digits", test, plan)
+    result = ClaimResult(
+        name="seed",
+        statement=STATEMENT,
+        data=f"{data or 'digits'}: {len(train)} images to train on, {len(held_out)} to measure",
+        conditions={
+            "size": size,
+            "teacher": f"{plan.teacher}, {plan.teacher_epochs} epochs",
+            "student": f"{plan.student}, {plan.student_epochs} epochs",
+            "pixels": plan.image_size,
+            "seeds": num_seeds,
+        },
+        arms=ARMS,
+    )
+    common = {"image_size": plan.image_size, "batch_size": min(plan.batch_size, len(train) // 4), "device": device}
+    teacher = out / "teacher"
+    stages.pretrain(
+        train, out=teacher, backbone=plan.teacher, stem=plan.stem, epochs=plan.teacher_epochs, resume=True, **common
+    )
+    _note(result, "teacher", teacher, train, held_out, device)
+    for seed in range(num_seeds):
+        common |= {"seed": seed, "epochs": plan.student_epochs, "resume": True, "backbone": plan.student}
+        folder = out / f"seed{seed}"
+        stages.pretrain(train, out=folder / "alone", **common)
+        stages.distill(train, teacher=teacher, out=folder / "seed", **common)
+        stages.distill(train, teacher=untrained_twin(teacher, out / "random-teacher"), out=folder / "random", **common)
+        stages.distill(train, teacher=f"permuted:{teacher}", out=folder / "permuted", **common)
+        untrained_twin(folder / "alone", folder / "untrained", seed=seed)
+        for arm in ("untrained", "alone", "seed", "random", "permuted"):
+            _note(result, arm, folder / arm, train, held_out, device)
+        result.verdict = judge(result, digits=data is None)
+        result.save(out)
+    return result
+
+
+def judge(result: ClaimResult, *, digits: bool) -> str:
+    """holds / does not hold / undecided, with the figures that say so."""
+    lines, outcomes = [], []
+    for metric in METRICS:
+        alone = result.values["alone"][metric]
+        found = {arm: compare(result.values[arm][metric], alone) for arm in ("seed", "random", "permuted")}
+        shams_fine = all(found[arm][2] != "above" for arm in ("random", "permuted"))
+        gain, deviation, side = found["seed"]
+        outcomes.append(
+            {"above": "holds" if shams_fine else "undecided", "below": "does not hold"}.get(side, "undecided")
+        )
+        shams = ", ".join(f"{arm} {100 * found[arm][0]:+.1f}" for arm in ("random", "permuted"))
+        lines.append(f"{metric}: SEED {100 * gain:+.1f} ± {100 * deviation:.1f} points against alone (shams: {shams})")
+    verdict = outcomes[0] if len(set(outcomes)) == 1 else "undecided"
+    worth = (
+        " These are 8-pixel digits: easy for every arm, so this run shows that the experiment works, and says little "
+        "about the claim. Give --data with natural images, e.g. CIFAR-10."
+        if digits
+        else ""
+    )
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{worth}"
+
+
+def _data(data: str, test: str | None, plan: Size) -> tuple[Images, Images]:
+    """Images to train on and to measure on, both labelled; fixed subsets, the same for every seed."""
+    from attar.data.load import load_images
+    from attar.data.splits import stratified_split
+
+    def read(source: str) -> Images:
+        return load_images(source, image_size=plan.image_size, labels="auto")
+
+    everything = read(data)
+    if everything.labels is None:
+        raise RecipeError(f"--data {data}: labels are needed to measure the arms; give labelled images.")
+    if test is not None:
+        train, held_out = everything, read(test)
+    else:
+        first, second = stratified_split(everything.labels, 0.2, seed=0)
+        train, held_out = everything.subset(first), everything.subset(second)
+    return _at_most(train, plan.images), _at_most(held_out, plan.test_images)
+
+
+def _at_most(images: Images, number: int) -> Images:
+    if len(images) <= number:
+        return images
+    return images.subset(np.sort(np.random.default_rng(0).permutation(len(images))[:number]))
+
+
+def untrained_twin(run: Path, out: Path, *, seed: int = 0) -> Path:
+    """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run."""
+    raise NotImplementedError
+
+
+def _note(result: ClaimResult, arm: str, run: Path, train: Images, held_out: Images, device: str) -> None:
+    """Measure an arm and add its values."""
+    measured = stages.evaluate(
+        run, train, test=held_out, protocols=METRICS, controls=False, device=device, progress=False
+    )
+    row = result.values.setdefault(arm, {})
+    for found in measured.rows:
+        if found["subject"] == "model" and found["metric"] == "top1":
+            row.setdefault(found["protocol"], []).append(found["value"])
+
+
+__all__: list[Any] = ["CLAIM", "SIZES", "judge", "untrained_twin"]
