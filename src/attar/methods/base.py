@@ -115,11 +115,12 @@ class Method(nn.Module):
     needs_teacher: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
     backbone: Backbone
-    projector: nn.Module | None = None
+    projector: nn.Module | None
 
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.recipe = recipe
+        self.projector = None  # not a class attribute: that would hide the registered module of a subclass
 
     def step(self, batch: Any, progress: Progress) -> StepOutput:
         """One forward pass; batch is what the method's `views` produced."""

@@ -1,0 +1,114 @@
+"""SimCLR: two views of an image must find each other among all views of the batch.
+
+Chen et al. 2020, arXiv:2002.05709.
+
+    h = backbone(x),  z = projector(h),  both views of all images in one pass
+    l_i = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),  s = cosine of z;  j the other view of image i
+    loss = mean of l_i over the 2B views; the negatives are the 2B - 2 views of the other images
+
+There is no state besides the weights. Across processes negatives are gathered, with gradient, and batch norm must be
+synchronised: with local statistics a view can recognise its partner by them.
+
+Differs: the published code sums both views, twice this value (LARS does not notice; with SGD double base_lr to match
+it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from attar.data.images import ImageSpec
+from attar.losses import nt_xent
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.models.backbones import Backbone
+from attar.models.heads import MLP
+from attar.views.augmentation import Augmentation
+from attar.views.batches import TwoViews
+from attar.views.makers import MakeTwoViews
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRRecipe(Recipe):
+    """SimCLR's own settings."""
+
+    temperature: float  # section 5.1: 0.1 for ImageNet; appendix B.9: 0.5 for CIFAR-10
+    projector_hidden_dim: int | None = None  # None: the width of the features, 2048 for ResNet-50 (section 4.2)
+    projector_dim: int = 128  # section 4.2
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix A: area share of the crops
+    colour_strength: float  # s of appendix A: jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s. ImageNet 1, CIFAR-10 0.5 (B.9)
+    blur: float  # probability; appendix A: 0.5 for ImageNet, none for CIFAR-10
+
+
+RECIPES = {
+    "photo": SimCLRRecipe(
+        epochs=1000,
+        batch_size=4096,
+        optimiser="lars",
+        base_lr=0.075,  # appendix B.1: the square-root rule, better for small batches and few epochs
+        lr_scaling="sqrt",
+        warmup_fraction=10 / 1000,
+        weight_decay=1e-4,  # published ImageNet command
+        temperature=0.1,
+        colour_strength=1.0,
+        blur=0.5,
+    ),
+    "small": SimCLRRecipe(  # CIFAR-10, appendix B.9 and the published command
+        epochs=1000,
+        batch_size=512,
+        optimiser="lars",
+        base_lr=1.0,
+        warmup_fraction=10 / 1000,
+        weight_decay=1e-4,
+        temperature=0.5,
+        colour_strength=0.5,
+        blur=0.0,
+    ),
+}
+
+
+def views(recipe: SimCLRRecipe, image: ImageSpec) -> MakeTwoViews:
+    """Crop, flip, jitter, grey, blur (appendix A); the same augmentation twice."""
+    s = recipe.colour_strength
+    return MakeTwoViews(
+        Augmentation(
+            image,
+            scale=recipe.crop_scale,
+            flip=0.5,
+            jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s),
+            jitter_probability=0.8,
+            grey=0.2,
+            blur=recipe.blur,
+            blur_sigma=(0.1, 2.0),
+            interpolation="bicubic",
+        )
+    )
+
+
+class SimCLR(Method):
+    """See the module's docstring. B images, D features, E embedding."""
+
+    batch_coupled = True
+    recipe: SimCLRRecipe
+
+    def __init__(self, recipe: SimCLRRecipe, backbone: Backbone, setup: Setup):
+        super().__init__(recipe)
+        self.backbone = backbone
+        hidden = recipe.projector_hidden_dim or backbone.num_features
+        # Linear-BN-ReLU, then Linear-BN without shift: every Linear is followed by batch norm, so none needs a bias.
+        self.projector = MLP(
+            [backbone.num_features, hidden, recipe.projector_dim],
+            norm="batch",
+            final_norm="batch_no_shift",
+            bias=False,
+            final_bias=False,
+        )
+
+    def step(self, batch: TwoViews, progress: Progress) -> StepOutput:
+        z1, z2 = self.projector(self.backbone(torch.cat([batch.view1, batch.view2]))).chunk(2)  # (B, E) each
+        loss = nt_xent(z1, z2, temperature=self.recipe.temperature)
+        return StepOutput(loss, {"nt_xent": loss.detach()}, z1.detach(), z2.detach())
+
+
+METHOD = SimCLR

@@ -1,0 +1,148 @@
+"""SEED: the student must see the same neighbours as a frozen self-supervised teacher; no labels.
+
+Fang et al. 2021, arXiv:2101.04731. Recipe "soft": CompRess (one queue), Koohpayegani et al. 2020, arXiv:2010.14713.
+
+    s = projector(backbone(x)),  t = teacher(x), the same view x for both; all rows normalised
+    A = the queue of earlier teacher embeddings, before them the image's own t if include_self
+    loss = mean_i  - sum_{a in A}  softmax_a( <t_i, a> / t_T )  log softmax_a( <s_i, a> / t_S )
+
+State: after the optimiser's step, the teacher embeddings of this step, of all processes, enter the queue. The teacher
+never changes, is in eval mode, gets inputs in its own normalisation, and is not saved.
+
+Is the target soft? At a teacher temperature of 0.01 (paper) or 1e-4 (published code) with the image itself among the
+anchors, practically all probability lies on the image itself: the loss is then InfoNCE with the teacher's key, and the
+neighbours teach nothing. Recipe "soft" leaves the image out and compares at 0.04: recommended. The metrics say
+what the teacher really says: `teacher_entropy` in nats, `teacher_p_self`, `top1_agreement` (student and teacher find
+the same nearest anchor).
+
+Differs: paper and published code disagree in the teacher's temperature ("paper": 0.01, "released": 1e-4). The code's
+5-epoch warm-up ends where it starts at a batch of 256, so there is none here. The width of the student's projector
+matters more than the method (ResNet-18: 58.0 at 512, 60.3 at 2048); it is a field of the recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attar.data.images import ImageSpec
+from attar.errors import RecipeError
+from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.models.backbones import Backbone
+from attar.models.heads import MLP
+from attar.models.queue import FeatureQueue
+from attar.views.augmentation import Augmentation
+from attar.views.batches import OneView
+from attar.views.makers import MakeOneView
+
+
+@dataclass(frozen=True, kw_only=True)
+class SEEDRecipe(Recipe):
+    """SEED's own settings. Defaults are those of the paper with a MoCo v2 teacher."""
+
+    student_temperature: float = 0.2  # section 3.3; CompRess 0.04
+    teacher_temperature: float = 0.01  # section 3.3; published code 1e-4; CompRess 0.04
+    include_self: bool = True  # the image's own teacher embedding is an anchor; CompRess False
+    queue_length: int = 65536  # section 4.1; CompRess 128000
+    projector_hidden_dim: int | None = None  # None: the width of the student's features, as the paper
+    teacher_output: Literal["auto", "embedding", "features"] = "auto"  # auto: the projector's output where it was saved
+    teacher_views: int = 0  # 0: the teacher runs in every step; n: n views per image, computed once and repeated
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # of MoCo v2, as all of the augmentation
+    colour_strength: float = 1.0  # times jitter 0.4, 0.4, 0.4, 0.1
+    blur: float = 0.5  # probability
+
+
+PAPER = SEEDRecipe(
+    epochs=200,
+    batch_size=256,
+    optimiser="sgd",
+    base_lr=0.03,
+    weight_decay=1e-4,
+    decay_bias_and_norm=True,
+)
+SOFT = replace(PAPER, include_self=False, student_temperature=0.04, teacher_temperature=0.04)
+RECIPES = {
+    "paper": PAPER,
+    "released": replace(PAPER, teacher_temperature=1e-4),
+    "soft": SOFT,
+    "small": replace(  # 32 px: the soft variant at the rates of MoCo's CIFAR-10 demo
+        SOFT, weight_decay=5e-4, queue_length=4096, crop_scale=(0.2, 1.0), blur=0.0, projector_hidden_dim=512
+    ),
+}
+
+
+def views(recipe: SEEDRecipe, image: ImageSpec) -> MakeOneView:
+    """One view for both networks; the augmentation the teacher was trained with (MoCo v2)."""
+    s = recipe.colour_strength
+    return MakeOneView(
+        Augmentation(
+            image,
+            scale=recipe.crop_scale,
+            flip=0.5,
+            jitter=(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s),
+            jitter_probability=0.8,
+            grey=0.2,
+            blur=recipe.blur,
+            blur_sigma=(0.1, 2.0),
+        )
+    )
+
+
+class SEED(Method):
+    """See the module's docstring. B images, E embedding of the teacher, Q queue."""
+
+    needs_teacher = True
+    recipe: SEEDRecipe
+
+    def __init__(self, recipe: SEEDRecipe, backbone: Backbone, setup: Setup):
+        super().__init__(recipe)
+        if setup.teacher is None:
+            raise RecipeError("seed: it distils and needs a teacher; give one in setup.teacher.")
+        self.backbone = backbone
+        hidden = recipe.projector_hidden_dim or backbone.num_features
+        width = setup.teacher.num_features_out
+        self.projector = MLP([backbone.num_features, hidden, width], norm=None)  # as deep as MoCo v2's, no batch norm
+        self.queue = FeatureQueue(recipe.queue_length, width, setup.seed)
+        self.image = setup.image
+        self._teacher = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._new_keys: list[Tensor] = []  # of this step; they enter the queue after it
+
+    def step(self, batch: OneView, progress: Progress) -> StepOutput:
+        s = self.projector(self.backbone(batch.images))  # (B, E)
+        t = self._teacher[0](batch.images, batch.index, self.image, view=progress.epoch)  # (B, E)
+        own_key = t if self.recipe.include_self else None
+        student_logits = anchor_similarities(s, own_key, self.queue.rows)  # (B, Q) or (B, 1 + Q)
+        teacher_logits = anchor_similarities(t, own_key, self.queue.rows)
+        loss = soft_cross_entropy(
+            student_logits,
+            teacher_logits,
+            student_temperature=self.recipe.student_temperature,
+            teacher_temperature=self.recipe.teacher_temperature,
+        )
+        self._new_keys.append(F.normalize(t.float(), dim=1))
+        metrics = {
+            "similarity_distillation": loss.detach(),
+            **self._what_the_teacher_says(student_logits, teacher_logits),
+        }
+        return StepOutput(loss, metrics, s.detach(), t)
+
+    @torch.no_grad()
+    def _what_the_teacher_says(self, student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
+        targets = torch.softmax(teacher_logits / self.recipe.teacher_temperature, dim=1)
+        says = {
+            "teacher_entropy": torch.special.entr(targets).sum(dim=1).mean(),
+            "top1_agreement": (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean(),
+        }
+        return says | ({"teacher_p_self": targets[:, 0].mean()} if self.recipe.include_self else {})
+
+    def after_step(self, progress: Progress) -> None:
+        self.queue.push(gather_rows(torch.cat(self._new_keys)))
+        self._new_keys.clear()
+
+
+METHOD = SEED
