@@ -87,7 +87,8 @@ class Augmentation:
         if self.blur > 0:
             fine = self.kernel_size % 2 == 1 and self.kernel_size // 2 < self.view_size
             _require(fine, "blur_kernel", self.kernel_size, f"an odd size below {2 * self.view_size}")
-        _require(self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "one of both")
+        known = self.interpolation in ("bilinear", "bicubic")
+        _require(known, "interpolation", self.interpolation, "'bilinear' or 'bicubic'")
 
     @property
     def view_size(self) -> int:

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import torch
+
+from attar.views.augmentation import Augmentation, CentreView, RandomCropPad
+from attar.views.draws import Draws
+from attar.views.makers import MakeMultiCrop, MakeOneView, MakeRotated, MakeTwoViews
+
+
+def test_one_view_is_the_augmentation(make_batch, make_spec):
+    batch, augment = make_batch(), Augmentation(make_spec())
+    made = MakeOneView(augment)(batch, Draws(0, batch.index))
+    assert torch.equal(made.images, augment(batch, Draws(0, batch.index)))
+    assert made.index is batch.index and list(made.pictures()) == ["view"]
+
+
+def test_two_views_are_independent_draws(make_batch, make_spec):
+    batch, augment = make_batch(), Augmentation(make_spec())
+    made = MakeTwoViews(augment)(batch, Draws(0, batch.index))
+    draws = Draws(0, batch.index)
+    assert torch.equal(made.view1, augment(batch, draws)) and torch.equal(made.view2, augment(batch, draws))
+    assert (made.view1 - made.view2).abs().flatten(1).amax(dim=1).min() > 0.01
+
+
+def test_second_view_may_have_its_own_augmentation(make_batch, make_spec):
+    batch = make_batch()
+    made = MakeTwoViews(Augmentation(make_spec(), grey=0.0), Augmentation(make_spec(), grey=1.0))(
+        batch, Draws(0, batch.index)
+    )
+    is_grey = lambda view: torch.allclose(view[:, 0], view[:, 2])  # noqa: E731
+    assert not is_grey(made.view1) and is_grey(made.view2)
+
+
+def test_multi_crop_sizes_and_names(make_batch, make_spec):
+    batch = make_batch()
+    large, small = Augmentation(make_spec(), scale=(0.4, 1.0)), Augmentation(make_spec(), size=16, scale=(0.05, 0.4))
+    made = MakeMultiCrop(global_views=[large] * 2, local_views=[small] * 3)(batch, Draws(0, batch.index))
+    assert [tuple(v.shape) for v in made.global_views] == [(6, 3, 32, 32)] * 2
+    assert [tuple(v.shape) for v in made.local_views] == [(6, 3, 16, 16)] * 3
+    assert list(made.pictures()) == ["global 1", "global 2", "local 1", "local 2", "local 3"]
+    without = MakeMultiCrop(global_views=[large])(batch, Draws(0, batch.index))
+    assert without.local_views == [] and torch.equal(without.global_views[0], made.global_views[0])
+
+
+def test_rotations_rotate_back(make_batch, make_spec):
+    batch = make_batch(4)
+    made = MakeRotated(RandomCropPad(make_spec()))(batch, Draws(0, batch.index))
+    view = RandomCropPad(make_spec())(batch, Draws(0, batch.index))  # mirrored where drawn, before turning
+    assert made.pretext_targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    for image, turns, upright in zip(made.images, made.pretext_targets.tolist(), view.repeat(4, 1, 1, 1)):
+        assert torch.equal(torch.rot90(image, -turns, (1, 2)), upright)
+    assert len(made.index) == 4 and list(made.pictures()) == ["0°", "90°", "180°", "270°"]
+
+
+def test_turns_are_counter_clockwise(make_batch, make_spec):
+    batch = make_batch(1, canvas=32)
+    upright, left, down, right = MakeRotated(CentreView(make_spec()))(batch, Draws(0, batch.index)).images
+    assert torch.equal(left[:, -1, 0], upright[:, 0, 0])  # the top left corner comes to the bottom left
+    assert torch.equal(down[:, -1, -1], upright[:, 0, 0]) and torch.equal(right[:, 0, -1], upright[:, 0, 0])
+
+
+def test_mirroring_turns_90_into_270(make_batch, make_spec):
+    """Why the mirror comes first: hflip(rot90(x)) = rot270(hflip(x))."""
+    batch = make_batch(3)
+    plain = MakeRotated(RandomCropPad(make_spec(), pad=0, flip=0.0))(batch, Draws(0, batch.index)).images.chunk(4)
+    mirrored = MakeRotated(RandomCropPad(make_spec(), pad=0, flip=1.0))(batch, Draws(0, batch.index)).images.chunk(4)
+    for turns in range(4):
+        assert torch.equal(plain[turns].flip(-1), mirrored[-turns % 4])
