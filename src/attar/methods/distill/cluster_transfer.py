@@ -35,7 +35,7 @@ from attar.errors import RecipeError
 from attar.losses import gather_rows
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
-from attar.views.augmentation import Augmentation
+from attar.views.augmentation import Augmentation, CentreView
 from attar.views.batches import OneView
 from attar.views.makers import MakeOneView
 
@@ -70,7 +70,13 @@ RECIPES = {
     "paper": replace(CLUSTERFIT, num_clusters=2000, jitter=None),
     "clusterfit": CLUSTERFIT,
     "small": replace(  # 32 px: ten clusters for each of ten classes
-        CLUSTERFIT, num_clusters=100, schedule="cosine", weight_decay=5e-4, crop_scale=(0.2, 1.0), jitter=None
+        CLUSTERFIT,
+        num_clusters=100,
+        schedule="cosine",
+        lr_drops=(),
+        weight_decay=5e-4,
+        crop_scale=(0.2, 1.0),
+        jitter=None,
     ),
 }
 
@@ -151,6 +157,18 @@ def _pseudo_labels(recipe: ClusterTransferRecipe, setup: Setup, device: torch.de
     labels = torch.full((setup.images.num_ids,), -1)
     labels[torch.from_numpy(setup.images.index)] = torch.from_numpy(clusters)
     return labels.to(device)
+
+
+@torch.no_grad()
+def teacher_table(setup: Setup, device: torch.device) -> np.ndarray:
+    """The teacher's output for the central view of every image, (N, E), row i of position i."""
+    assert setup.teacher is not None
+    view = CentreView(setup.image)
+    rows = []
+    for positions in np.array_split(np.arange(len(setup.images)), max(len(setup.images) // 256, 1)):
+        batch = setup.images.batch(positions).to(device)
+        rows.append(setup.teacher(view(batch), batch.index, setup.image).cpu().numpy())
+    return np.concatenate(rows)
 
 
 def cluster(

@@ -1,0 +1,134 @@
+"""Small images, a tiny backbone, and any method of the catalogue built on them. Knows no method by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attar.data.images import Images, ImageSpec
+from attar.methods.base import Method, Progress, Setup, load, resolve_recipe
+
+NUM_IMAGES, SIZE, BATCH = 12, 32, 6
+IMAGE = ImageSpec(size=SIZE, channels=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+# Shared names of recipe fields (the same in every method), at sizes for tests. A method has some of them.
+SMALL = {
+    "queue_length": 16,
+    "num_prototypes": 24,
+    "num_clusters": 3,
+    "min_cluster_size": 1,
+    "projector_hidden_dim": 20,
+    "projector_dim": 12,
+    "predictor_hidden_dim": 20,
+    "num_local_views": 2,
+    "teacher_views": 0,
+}
+
+
+class ArrayStore:
+    def __init__(self, canvases: np.ndarray):
+        self.canvases = canvases
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        side = self.canvases.shape[1]
+        return self.canvases[rows], np.tile(np.float32([0, 0, side, side]), (len(rows), 1))
+
+
+def make_images(num: int = NUM_IMAGES) -> Images:
+    """Images that differ in colour and stripes; stable ids have gaps, as where broken files were skipped."""
+    random = np.random.default_rng(0)
+    wave = np.sin(np.linspace(0, 1, SIZE)[:, None] * random.uniform(5, 40, num)[:, None, None])
+    colour = random.uniform(30, 225, (num, 1, 1, 3))
+    pixels = colour * (0.75 + 0.25 * wave[..., None]) * np.ones((1, 1, SIZE, 1)) + random.normal(
+        0, 8, (num, SIZE, SIZE, 3)
+    )
+    return Images(
+        name="stripes",
+        store=ArrayStore(pixels.clip(0, 255).astype(np.uint8)),
+        rows=np.arange(num),
+        index=np.arange(num) * 3 + 2,
+        canvas_size=SIZE,
+        channels=3,
+        digest="stripes",
+    )
+
+
+@dataclass
+class Bench:
+    """One method on the small images, with a plain optimiser instead of the training loop."""
+
+    method: Method
+    make_views: Any
+    images: Images
+    setup: Setup
+    total_steps: int = 8
+
+    def __post_init__(self) -> None:
+        trainable = [p for p in self.method.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.SGD(trainable, lr=0.05, momentum=0.9)
+
+    def progress(self, step: int) -> Progress:
+        return Progress(step, self.total_steps, step // 2, self.total_steps // 2)
+
+    def batch(self, step: int, num: int = BATCH) -> Any:
+        from attar.views.draws import Draws
+
+        canvases = self.images.batch((np.arange(num) + step * num) % len(self.images))
+        return self.make_views(canvases, Draws(0, canvases.index, epoch=self.progress(step).epoch))
+
+    def backward(self, step: int) -> torch.Tensor:
+        """Forward and backward, no update."""
+        torch.manual_seed(step)
+        self.optimiser.zero_grad()
+        output = self.method(self.batch(step), self.progress(step))
+        output.loss.backward()
+        return output
+
+    def train(self, steps: range) -> list[float]:
+        losses = []
+        for step in steps:
+            losses.append(self.backward(step).loss.item())
+            self.optimiser.step()
+            self.method.after_step(self.progress(step))
+        return losses
+
+
+def tiny_backbone(seed: int = 0) -> Any:
+    from attar.models.backbones import build_backbone
+
+    torch.manual_seed(seed)
+    return build_backbone("resnet8x0.5", channels=3, image_size=SIZE, stem="small")
+
+
+def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
+    """The method with its small recipe (else its first) at test sizes, and a random teacher if it needs one."""
+    module = load(name)
+    recipe = recipe or ("small" if "small" in module.RECIPES else next(iter(module.RECIPES)))
+    fields = {f.name for f in dataclasses.fields(module.RECIPES[recipe])}
+    small = {k: v for k, v in SMALL.items() if k in fields}
+    resolved = resolve_recipe(name, recipe, {"batch_size": BATCH, "epochs": 2, **small, **settings})
+    setup = Setup(image=IMAGE, images=make_images())
+    if module.METHOD.needs_teacher:
+        from attar.models.teachers import FrozenTeacher
+
+        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE)
+    backbone = tiny_backbone()
+    method = module.METHOD(resolved, backbone, setup).train()
+    return Bench(method, module.views(resolved, IMAGE), setup.images, setup)
+
+
+@pytest.fixture
+def bench():
+    """build(name, recipe=None, **settings) -> Bench."""
+    return build
+
+
+@pytest.fixture
+def backbone():
+    """tiny_backbone(seed=0)."""
+    return tiny_backbone

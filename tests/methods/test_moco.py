@@ -1,0 +1,81 @@
+"""MoCo: order of the queue and the teacher, groups of the batch norm."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attar.methods.contrastive.moco import RECIPES, _in_groups
+
+
+def test_recipes_are_the_papers():
+    v1, v2, small = RECIPES["v1"], RECIPES["v2"], RECIPES["small"]
+    assert (v1.temperature, v2.temperature, small.temperature) == (0.07, 0.2, 0.1)
+    assert (v1.projector_layers, v2.projector_layers) == (1, 2)
+    assert v1.peak_lr == v2.peak_lr == pytest.approx(0.03) and small.peak_lr == pytest.approx(0.06)
+
+
+def test_keys_enter_the_queue_after_the_step_and_are_no_negatives_of_it(bench):
+    bench = bench("moco")
+    queue = bench.method.queue.rows.clone()
+    output = bench.backward(0)
+    assert torch.equal(bench.method.queue.rows, queue)
+    q, k = F.normalize(output.embeddings, dim=1), F.normalize(output.positives, dim=1)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1) / bench.method.recipe.temperature
+    torch.testing.assert_close(output.loss.detach(), F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)))
+    bench.method.after_step(bench.progress(0))
+    new = bench.method.queue.rows
+    changed = (new != queue).any(dim=1)
+    assert changed.sum() == 6
+    torch.testing.assert_close(new[changed], k)
+
+
+def test_the_queue_wraps_around(bench):
+    bench = bench("moco")  # 16 places, 6 keys a step
+    first = bench.method.queue.rows.clone()
+    bench.train(range(2))
+    assert (bench.method.queue.rows != first).any(dim=1).sum() == 12
+    bench.train(range(2, 3))
+    assert (bench.method.queue.rows != first).any(dim=1).all()
+
+
+def test_the_teacher_moves_by_its_momentum_and_starts_equal(bench):
+    bench = bench("moco", momentum=0.75)
+    teacher, student = list(bench.method.teacher.parameters()), list(bench.method.encoder.parameters())
+    assert all(torch.equal(t, s) for t, s in zip(teacher, student))
+    bench.backward(0)
+    bench.optimiser.step()
+    old = [t.clone() for t in teacher]
+    bench.method.after_step(bench.progress(0))
+    for t, o, s in zip(bench.method.teacher.parameters(), old, student):
+        torch.testing.assert_close(t, 0.75 * o + 0.25 * s)
+
+
+def test_groups_keep_the_order_of_rows_and_separate_queries_from_keys():
+    images = torch.arange(10.0).view(10, 1)
+    seen = []
+    network = nn.Identity()
+    network.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].flatten().tolist()))
+    for interleaved in (False, True):
+        assert torch.equal(_in_groups(network, images, 3, interleaved=interleaved), images)
+    assert seen == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_a_query_and_its_key_do_not_share_batch_statistics(bench):
+    """With groups, the statistics of a query's and of its key's group come from different images."""
+    bench = bench("moco", bn_group_size=3)
+    norm = next(m for m in bench.method.teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    sizes = []
+    norm.register_forward_pre_hook(lambda m, inputs: sizes.append(len(inputs[0])))
+    bench.backward(0)
+    assert sizes == [3, 3]
+
+
+def test_a_queue_longer_than_the_data_is_said(bench, caplog):
+    with caplog.at_level(logging.WARNING, logger="attar"):
+        bench("moco", queue_length=64)
+    assert "queue of 64 keys is longer than the data (12 images)" in caplog.text
