@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attar.losses import byol_regression
 from attar.methods.base import Progress
 from attar.methods.momentum import cosine_to_one
 from attar.methods.siamese.byol import RECIPES, views
@@ -21,6 +22,17 @@ def test_the_loss_sums_both_directions(bench):
     one, two = output.metrics["view_1_to_2"], output.metrics["view_2_to_1"]
     torch.testing.assert_close(output.loss.detach(), one + two)
     assert 0 < one < 4 and one != two
+
+
+def test_each_prediction_meets_the_teacher_of_the_other_view(bench):
+    bench = bench("byol")
+    method = bench.method.eval()  # batch statistics would depend on the order of passes
+    batch = bench.batch(0)
+    output = method.step(batch, bench.progress(0))
+    predictions = [method.predictor(method.encoder(view)) for view in (batch.view1, batch.view2)]
+    targets = [method.teacher(view) for view in (batch.view1, batch.view2)]
+    crossed = byol_regression(predictions[0], targets[1]) + byol_regression(predictions[1], targets[0])
+    torch.testing.assert_close(output.loss, crossed)
 
 
 def test_the_teacher_follows_backbone_and_projector_but_not_the_predictor(bench):

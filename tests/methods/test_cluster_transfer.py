@@ -59,6 +59,19 @@ def test_labels_are_keyed_by_stable_index(bench):
     assert labels.max() < 3
 
 
+def test_an_image_is_asked_for_the_cluster_of_its_own_index(bench):
+    bench = bench("cluster_transfer")
+    bench.backward(0)
+    batch = bench.batch(0)
+    batch.images, batch.index = batch.images.flip(0), batch.index.flip(0)
+    bench.method.pseudo_labels[batch.index] = torch.tensor([2, 2, 0, 1, 0, 1])
+    bench.method.eval()
+    output = bench.method.step(batch, bench.progress(1))
+    logits = bench.method.head(bench.method.backbone(batch.images))
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 2, 0, 1, 0, 1]))
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_a_resumed_run_does_not_cluster_again(bench, monkeypatch):
     first = bench("cluster_transfer")
     first.train(range(1))

@@ -66,13 +66,18 @@ def test_groups_keep_the_order_of_rows_and_separate_queries_from_keys():
 
 
 def test_a_query_and_its_key_do_not_share_batch_statistics(bench):
-    """With groups, the statistics of a query's and of its key's group come from different images."""
+    """Forward passes of 3: queries of consecutive images, keys of every second one."""
     bench = bench("moco", bn_group_size=3)
-    norm = next(m for m in bench.method.teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    sizes = []
-    norm.register_forward_pre_hook(lambda m, inputs: sizes.append(len(inputs[0])))
-    bench.backward(0)
-    assert sizes == [3, 3]
+    seen: dict[str, list] = {"queries": [], "keys": []}
+    bench.method.backbone.register_forward_pre_hook(lambda m, inputs: seen["queries"].append(inputs[0]))
+    bench.method.teacher.register_forward_pre_hook(lambda m, inputs: seen["keys"].append(inputs[0]))
+    batch = bench.batch(0)
+    bench.method.step(batch, bench.progress(0))
+    for got, expected in zip(
+        seen["queries"] + seen["keys"], [*batch.view1.chunk(2), batch.view2[::2], batch.view2[1::2]]
+    ):
+        assert torch.equal(got, expected)
+    assert len(seen["queries"]) == len(seen["keys"]) == 2
 
 
 def test_a_queue_longer_than_the_data_is_said(bench, caplog):
