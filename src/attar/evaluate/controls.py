@@ -1,0 +1,149 @@
+"""What a model is measured against: random initialisation, pixels, HOG, the teacher, the pretrained twin.
+
+Every control goes through exactly the same protocols. None is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from attar.data.images import Images, ImageSpec
+from attar.errors import RecipeError, unknown_name
+from attar.evaluate.features import evaluation_mode, match_channels, read_ahead
+from attar.evaluate.subject import Subject
+from attar.models.backbones import build_backbone
+from attar.views.augmentation import CentreView
+
+CONTROLS = ("random_init", "pixels", "hog", "pretrained")
+PIXELS_SIZE = 32  # thumbnails: at full size a probe of raw pixels has more weights than images
+HOG_SIZE = 64
+CALIBRATION_IMAGES = 1024
+
+
+class Omitted(Exception):
+    """A control that cannot be built here; the text says why. It is listed in the verdict, not an error."""
+
+
+def check_controls(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in CONTROLS:
+            raise RecipeError("evaluate: " + unknown_name("control", name, CONTROLS))
+
+
+def build_controls(
+    names: Sequence[str], model: Subject, teacher: tuple[nn.Module, ImageSpec] | None
+) -> Iterator[Subject | tuple[str, str]]:
+    """The controls one after another, so that only one is in memory; (name, reason) for one that cannot be built."""
+    builders = {
+        "random_init": random_init,
+        "pixels": lambda m: _parameter_free(m, "pixels", PIXELS_SIZE),
+        "hog": lambda m: _parameter_free(m, "hog", HOG_SIZE),
+        "pretrained": pretrained_twin,
+    }
+    for name in names:
+        try:
+            yield builders[name](model)
+        except Omitted as reason:
+            yield name, str(reason)
+    if teacher is not None:
+        yield Subject("teacher", teacher[0], teacher[1], model.task)
+
+
+def random_init(model: Subject) -> Subject:
+    """The same architecture with fresh weights, drawn with the task's seed.
+
+    BatchNorm's running statistics are measured on training images first. Untrained ones (0 and 1) would make this
+    control needlessly weak, and beating it cheap.
+    """
+    spec = model.spec
+    if not any(True for _ in model.backbone.parameters()):
+        raise Omitted("the model has no weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.task.seed)
+        backbone = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)
+    count = calibrate_batchnorm(
+        backbone, model.task.train, model.image, device=model.task.device, batch_size=model.task.batch_size
+    )
+    settings = {"batchnorm": f"statistics measured on {count} training images"} if count else {}
+    return Subject("random_init", backbone, model.image, model.task, settings)
+
+
+def calibrate_batchnorm(
+    backbone: nn.Module, images: Images, image: ImageSpec, *, device: torch.device | str, batch_size: int
+) -> int:
+    """Set running statistics to their mean over up to 1,024 images; returns how many were used, 0 without BatchNorm."""
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.track_running_stats]
+    if not norms:
+        return 0
+    backbone.to(device)
+    rng = np.random.default_rng(0)
+    positions = rng.permutation(len(images))[:CALIBRATION_IMAGES]
+    view = CentreView(image)
+    momenta = [m.momentum for m in norms]
+    with evaluation_mode(backbone), torch.no_grad():
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # a plain mean over batches
+            m.train()
+        for batch in read_ahead(images, np.array_split(positions, -(-len(positions) // batch_size))):
+            backbone(view(match_channels(batch.to(device), image)))
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+    return len(positions)
+
+
+def _parameter_free(model: Subject, name: str, largest: int) -> Subject:
+    size = min(model.image.size, largest)
+    if model.spec.name == name and model.image.size == size:
+        raise Omitted("it is the model itself")
+    image = replace(model.image, size=size)
+    backbone = build_backbone(name, channels=image.channels, image_size=size)
+    return Subject(name, backbone, image, model.task, {"image_size": size})
+
+
+def pretrained_twin(model: Subject) -> Subject:
+    """The same timm architecture with its published weights and their normalisation, if they are on this machine."""
+    spec = model.spec
+    weights = cached_weights(spec.name)
+    if weights is None:
+        raise Omitted("no published weights of this network are on this machine")
+    if spec.stem != "standard":
+        raise Omitted("published weights do not fit the small stem")
+    import timm
+
+    published = timm.get_pretrained_cfg(spec.name)
+    backbone = build_backbone(
+        spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem, pretrained=True
+    )
+    mean, std = published.mean, published.std
+    if spec.channels != len(mean):
+        mean = (float(np.mean(mean)),) * spec.channels
+        std = (float(np.mean(std)),) * spec.channels
+    image = replace(model.image, mean=tuple(mean), std=tuple(std))
+    return Subject("pretrained", backbone, image, model.task, {"weights": weights})
+
+
+def cached_weights(name: str) -> str | None:
+    """Where timm's default weights of this network lie, by their published name; None if loading would download."""
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    published = timm.get_pretrained_cfg(name)
+    if published is None:
+        return None
+    if published.hf_hub_id:
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(published.hf_hub_id, "model.safetensors"), str):
+            return str(published.hf_hub_id)
+    if published.url and (Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name).is_file():
+        return Path(published.url).name
+    return None

@@ -1,0 +1,315 @@
+"""`evaluate`: a backbone and labelled images in, rows with intervals, controls and a verdict out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attar.data.images import Images, ImageSpec
+from attar.data.splits import stratified_split
+from attar.errors import DataError, RecipeError
+from attar.evaluate.controls import build_controls, check_controls
+from attar.evaluate.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
+from attar.evaluate.metrics import METRICS, chance, confusion, metrics_for
+from attar.evaluate.protocols import PROTOCOLS, parse_protocol
+from attar.evaluate.subject import Outcome, Protocol, Subject, Task
+from attar.evaluate.verdict import METRIC_NAMES, Comparison, Findings, verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TEST_FRACTION = 0.2
+TELLING = ("linear", "finetune", "knn", "low_label", "few_shot")  # the first of these that was run gives the verdict
+HEALTH_ROWS = 1024
+
+
+@dataclass
+class Evaluation:
+    """rows and verdict as in evaluation.json; details is what a report draws from, arrays among it."""
+
+    rows: list[dict[str, Any]]
+    verdict: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": self.rows, "verdict": self.verdict}
+
+    def value(self, protocol: str, metric: str = "top1", subject: str = "model") -> float:
+        """The first such value of the table."""
+        wanted = {"protocol": protocol, "metric": metric, "subject": subject}
+        for row in self.rows:
+            if wanted.items() <= row.items():
+                return float(row["value"])
+        raise RecipeError(f"this evaluation has no row with protocol={protocol}, metric={metric}, subject={subject}.")
+
+    def table(self) -> Table:
+        """Protocols down, subjects across; for a terminal."""
+        from rich.table import Table
+
+        subjects = list(dict.fromkeys(row["subject"] for row in self.rows))
+        table = Table("protocol", "metric", *subjects, title=None)
+        cells: dict[tuple[str, str], dict[str, str]] = {}
+        for row in self.rows:
+            label = f"{row['protocol']} {row['settings']['variant']}".strip()
+            cells.setdefault((label, row["metric"]), {})[row["subject"]] = _cell(row)
+        for (label, metric), by_subject in cells.items():
+            table.add_row(label, METRIC_NAMES[metric], *(by_subject.get(s, "–") for s in subjects))
+        return table
+
+    def save(self, folder: str | Path) -> None:
+        """evaluation.json (rows and verdict) and evaluation_details.npz (arrays; the rest as JSON in `facts`)."""
+        folder = Path(folder)
+        arrays = {k: v for k, v in self.details.items() if isinstance(v, np.ndarray)}
+        facts = {k: v for k, v in self.details.items() if k not in arrays}
+        np.savez_compressed(folder / "evaluation_details.npz", facts=np.array(json.dumps(facts)), **arrays)
+        (folder / "evaluation.json").write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+
+
+def load_details(folder: str | Path) -> dict[str, Any]:
+    """The details that `Evaluation.save` wrote."""
+    with np.load(Path(folder) / "evaluation_details.npz", allow_pickle=False) as saved:
+        arrays = {name: saved[name] for name in saved.files if name != "facts"}
+        return {**arrays, **json.loads(str(saved["facts"]))}
+
+
+def evaluate(
+    backbone: nn.Module,
+    image_spec: ImageSpec,
+    train: Images,
+    test: Images | None = None,
+    *,
+    protocols: Sequence[str | Protocol] = ("knn", "linear"),
+    controls: Sequence[str] = ("random_init", "pixels", "hog", "pretrained"),
+    teacher: tuple[nn.Module, ImageSpec] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 256,
+    num_resamples: int = 1000,
+    pretraining_digest: str | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a backbone beside its controls.
+
+    Args:
+        backbone: images (B, C, H, W), normalised as image_spec says, to features (B, D).
+        train: labelled images; probes are fitted on them. Without `test`, a stratified fifth is set aside for testing.
+        protocols: names with settings, e.g. "knn", "knn:200", "low_label:0.01,0.1", or Protocol objects.
+        controls: of random_init, pixels, hog, pretrained. The last is left out where its weights are not at hand.
+        teacher: another backbone with its own image_spec, measured alike.
+        seed: of the split, the subsets, random_init and the resamples.
+        pretraining_digest: digest of the images the backbone was pretrained on; if they are these, the table says so.
+
+    Raises:
+        DataError: labels missing, a single class, a class in test that train lacks, too few images.
+        RecipeError: an unknown protocol, setting or control.
+    """
+    from attar.train.distributed import choose_device
+
+    chosen = [parse_protocol(p) for p in protocols]
+    if not chosen:
+        raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
+    check_controls(controls)
+    train, test, classes = prepare(train, test, seed=seed)
+    task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)
+    measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))
+    model = Subject("model", backbone, image_spec, task)
+    measured.add(model, chosen)
+    health = _health(model)
+    for control in build_controls(controls, model, teacher):
+        if isinstance(control, Subject):
+            measured.add(control, chosen)
+        else:
+            measured.omitted[control[0]] = control[1]
+    seen = pretraining_digest is not None and pretraining_digest in (train.digest, test.digest)
+    return _conclude(measured, health, seen)
+
+
+def prepare(train: Images, test: Images | None, *, seed: int) -> tuple[Images, Images, tuple[str, ...]]:
+    """Labelled images only, split if need be, with labels 0 .. N-1 that mean the same class in both."""
+    train = _labelled(train)
+    if test is not None:
+        test = _labelled(test)
+    present = np.unique(train.labels)
+    names = {int(label): _class_name(train, label) for label in present}
+    if len(names) < 2:
+        raise DataError(f"evaluate: {train.name} holds a single class, {next(iter(names.values()))!r}; two are needed.")
+    order = {name: number for number, name in enumerate(names.values())}
+    train = _relabelled(train, order)
+    if test is not None:
+        return train, _relabelled(test, order, of=train.name), tuple(order)
+    assert train.labels is not None
+    counts = np.bincount(train.labels)
+    if counts.min() < 2:
+        rare = [name for name, count in zip(order, counts) if count < 2]
+        raise DataError(
+            f"evaluate: {train.name} holds a single image of {_listed(rare)}; to set a fifth aside for testing each "
+            "class needs 2 or more. Leave these classes out, add images, or give test images of their own (--test)."
+        )
+    fitted, held_out = stratified_split(train.labels, TEST_FRACTION, seed)
+    return train.subset(fitted), train.subset(held_out), tuple(order)
+
+
+def _labelled(images: Images) -> Images:
+    """Without the images whose label is unknown."""
+    known = np.flatnonzero(images.labels >= 0) if images.labels is not None else np.empty(0, dtype=np.int64)
+    if len(known) == 0:
+        raise DataError(
+            f'evaluate: {images.name} has no labels. Give labels="folder" if sub-folders are classes (--labels '
+            "folder), or the name of a table's label column."
+        )
+    return images if len(known) == len(images) else images.subset(known)
+
+
+def _class_name(images: Images, label: int) -> str:
+    return images.classes[label] if label < len(images.classes) else str(label)
+
+
+def _relabelled(images: Images, order: dict[str, int], *, of: str = "") -> Images:
+    assert images.labels is not None
+    names = {int(label): _class_name(images, label) for label in np.unique(images.labels)}
+    unseen = [name for name in names.values() if name not in order]
+    if unseen:
+        raise DataError(
+            f"evaluate: {images.name} holds classes that {of} lacks: {_listed(unseen)}. {of} has {_listed(order)}. "
+            "Name them alike, or leave them out of the test images."
+        )
+    table = np.full(max(names) + 1, -1, dtype=np.int64)
+    for label, name in names.items():
+        table[label] = order[name]
+    return replace(images, labels=table[images.labels], classes=tuple(order))
+
+
+def _listed(names: Sequence[str] | dict[str, int]) -> str:
+    listed = [repr(name) for name in names]
+    return ", ".join(listed[:10]) + (f", … ({len(listed)} in all)" if len(listed) > 10 else "")
+
+
+@dataclass
+class _Measured:
+    """The growing table: rows, the model's resampled values to pair the controls with, and what was left out."""
+
+    task: Task
+    counts: np.ndarray
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    omitted: dict[str, str] = field(default_factory=dict)
+    model_scores: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    _model: dict[tuple[str, str, str], tuple[list[float], np.ndarray | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.metrics, self.undefined = metrics_for(self.task.test_labels, self.task.num_classes)
+
+    def add(self, subject: Subject, protocols: Sequence[Protocol]) -> None:
+        for protocol in protocols:
+            reason = protocol.reason_to_skip(subject)
+            if reason is not None:
+                self.omitted[f"{protocol.name} of {subject.name}"] = reason
+                continue
+            for outcome in protocol.run(subject):
+                if subject.name == "model":
+                    self.model_scores[protocol.name, outcome.variant] = outcome.scores[0]
+                for metric in self.metrics:
+                    self._add_value(subject, protocol.name, outcome, metric)
+
+    def _add_value(self, subject: Subject, protocol: str, outcome: Outcome, metric: str) -> None:
+        labels = self.task.test_labels
+        values = [METRICS[metric](scores, labels) for scores in outcome.scores]
+        drawn = resampled(metric, outcome.scores[0], labels, self.counts) if len(values) == 1 else None
+        if drawn is None:
+            low, high = seeds_interval(values)
+        else:
+            low, high = bootstrap_interval(drawn, num_test=len(labels))
+        settings = {
+            "variant": outcome.variant,
+            **outcome.settings,
+            **subject.settings,
+            "seed": self.task.seed,
+            "num_train": len(self.task.train),
+            "num_test": len(labels),
+            "num_classes": self.task.num_classes,
+            "interval": f"t, {len(values)} seeds" if drawn is None else f"bootstrap, {self.counts.shape[1]} resamples",
+        }
+        row = {"protocol": protocol, "metric": metric, "value": float(np.mean(values))}
+        row |= {"low": max(low, 0.0), "high": min(high, 1.0), "settings": settings, "subject": subject.name}
+        self.rows.append(row)
+        key = (protocol, outcome.variant, metric)
+        if subject.name == "model":
+            self._model[key] = values, drawn
+        elif key in self._model:
+            self._compare(key, subject.name, values, drawn)
+
+    def _compare(self, key: tuple[str, str, str], subject: str, values: list[float], drawn: np.ndarray | None) -> None:
+        own, own_drawn = self._model[key]
+        if drawn is not None and own_drawn is not None:
+            low, high = paired_interval(own_drawn, drawn)
+        else:
+            low, high = seeds_interval(np.subtract(own, values))
+        self.comparisons.append(Comparison(*key, subject, float(np.mean(own)), float(np.mean(values)), low, high))
+
+
+def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Evaluation:
+    task, metric = measured.task, measured.metrics[0]
+    keys = sorted(measured.model_scores, key=lambda k: TELLING.index(k[0]) if k[0] in TELLING else len(TELLING))
+    protocol, variant = keys[0]
+    own = next(
+        row
+        for row in measured.rows
+        if row["subject"] == "model"
+        and (row["protocol"], row["settings"]["variant"], row["metric"]) == (protocol, variant, metric)
+    )
+    if seen:
+        for row in measured.rows:
+            row["settings"]["seen_in_pretraining"] = "without labels"
+    comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
+    findings = Findings(
+        protocol=f"{protocol} {variant}".strip(),
+        metric=metric,
+        value=own["value"],
+        low=own["low"],
+        high=own["high"],
+        chance=chance(metric, task.test_labels, task.num_classes),
+        num_test=len(task.test),
+        comparisons=comparisons,
+        seen_in_pretraining=seen,
+        omitted=measured.omitted | measured.undefined,
+        **health,
+    )
+    scores = measured.model_scores[protocol, variant]
+    details = {
+        "protocol": protocol,
+        "variant": variant,
+        "metric": metric,
+        "chance": findings.chance,
+        "classes": list(task.classes),
+        "comparisons": [c.to_json() for c in measured.comparisons],
+        "omitted": findings.omitted,
+        **health,
+        "confusion": confusion(scores, task.test_labels),
+        "scores": scores.astype(np.float32),
+        "test_labels": task.test_labels,
+        "test_index": task.test.index,
+        "train_index": task.train.index,
+    }
+    return Evaluation(measured.rows, verdict(findings), details)
+
+
+def _health(model: Subject) -> dict[str, float]:
+    from attar.train.health import embedding_std, rankme
+
+    values = model.train.values
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(values))[:HEALTH_ROWS]).to(values.device)
+    return {"feature_std": embedding_std(values[rows]), "feature_rank": rankme(values[rows])}
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["metric"] == "roc_auc":
+        return f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+    return f"{100 * row['value']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"

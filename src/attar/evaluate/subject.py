@@ -1,0 +1,129 @@
+"""What is measured and on what: Task, Subject, and the shape of a protocol and its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attar.data.images import Images, ImageSpec
+from attar.evaluate.features import Features, extract_features
+
+if TYPE_CHECKING:
+    from attar.models.backbones import BackboneSpec
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled images and how to compute. train fits the probes, test is only ever measured.
+
+    Labels of both run from 0 to len(classes) - 1, none unknown, every class present in train.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "auto"
+    batch_size: int = 256
+    progress: bool = True
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        assert self.train.labels is not None
+        return self.train.labels
+
+    @property
+    def test_labels(self) -> np.ndarray:
+        assert self.test.labels is not None
+        return self.test.labels
+
+
+@dataclass
+class Subject:
+    """One line of the table: a backbone, the input it expects, and its features of the task's images.
+
+    name: model, random_init, pixels, hog, teacher or pretrained. settings: what a reader must know about it.
+    """
+
+    name: str
+    backbone: nn.Module
+    image: ImageSpec
+    task: Task
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def train(self) -> Features:
+        """Extracted once, shared by all protocols; on the task's device."""
+        return self._extract(self.task.train)
+
+    @cached_property
+    def test(self) -> Features:
+        return self._extract(self.task.test)
+
+    @property
+    def spec(self) -> BackboneSpec:
+        return self.backbone.spec  # type: ignore[return-value]
+
+    @property
+    def num_features(self) -> int:
+        return int(self.backbone.num_features)  # type: ignore[arg-type]
+
+    @property
+    def train_labels(self) -> Tensor:
+        assert self.train.labels is not None
+        return self.train.labels
+
+    def _extract(self, images: Images) -> Features:
+        task = self.task
+        features = extract_features(
+            self.backbone,
+            images,
+            self.image,
+            device=task.device,
+            batch_size=task.batch_size,
+            precision=task.precision,
+            progress=task.progress,
+            description=f"features of {self.name}",
+        )
+        return features.to(task.device)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol found for one subject at one point of its settings.
+
+    scores: class probabilities of the test images, float64 (M, N), one array for each seed.
+    settings: for the table. variant: tells the outcomes of one protocol apart; the same for every subject.
+    """
+
+    scores: list[np.ndarray]
+    settings: dict[str, Any]
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to measure a subject. Subclasses are frozen dataclasses whose fields are the settings a person may give.
+
+    name: as typed. bare: the field that values without a name fill, as in `knn:200`.
+    """
+
+    name: ClassVar[str]
+    bare: ClassVar[str]
+
+    def run(self, subject: Subject) -> list[Outcome]:
+        raise NotImplementedError(f"{type(self).__name__}.run is not defined")
+
+    def reason_to_skip(self, subject: Subject) -> str | None:
+        """Why this subject cannot be measured this way; None if it can."""
+        return None

@@ -1,0 +1,226 @@
+"""The verdict in words: is this better than what you had, by how much, how sure, what to try next. Worst news first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+COLLAPSED_STD = 0.02  # of normalised features, 1 for an isotropic cloud; pooled rectified features lie near 0.3
+COLLAPSED_RANK = 1.5
+WIDE = 0.05  # half an interval, in units of the metric, above which the test set is called small
+WANTED = 0.02  # the half interval to aim at
+RETAINED_WELL = 0.97
+RETAINED_POORLY = 0.9
+
+NAMES = {
+    "random_init": "the same network at random initialisation",
+    "pixels": "raw pixels",
+    "hog": "HOG",
+    "teacher": "the teacher",
+    "pretrained": "the ImageNet-pretrained twin",
+}
+METRIC_NAMES = {"top1": "top-1", "roc_auc": "ROC-AUC", "balanced_accuracy": "balanced accuracy"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The model against another subject, on the same test images (or seeds): model minus subject, with interval."""
+
+    protocol: str
+    variant: str
+    metric: str
+    subject: str
+    model_value: float
+    value: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        return self.model_value - self.value
+
+    @property
+    def outcome(self) -> str:
+        """better, worse, or not distinguishable; of the model, at 95 %."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "not distinguishable"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "difference": self.difference, "outcome": self.outcome}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All a verdict is made of. value, low, high: the model's, by the main protocol and metric."""
+
+    protocol: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    chance: float
+    num_test: int
+    comparisons: list[Comparison] = field(default_factory=list)  # of the main protocol and metric only
+    feature_std: float | None = None
+    feature_rank: float | None = None
+    seen_in_pretraining: bool = False
+    omitted: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def collapsed(self) -> bool:
+        flat = self.feature_std is not None and self.feature_std < COLLAPSED_STD
+        return flat or (self.feature_rank is not None and self.feature_rank < COLLAPSED_RANK)
+
+    def against(self, subject: str) -> Comparison | None:
+        return next((c for c in self.comparisons if c.subject == subject), None)
+
+    @property
+    def controls(self) -> list[Comparison]:
+        """What the model must beat, the strongest first."""
+        named = [c for c in self.comparisons if c.subject in ("random_init", "pixels", "hog")]
+        return sorted(named, key=lambda c: -c.value)
+
+
+def verdict(findings: Findings) -> str:
+    """Plain lines: headline, value, comparisons, how sure, what to try next."""
+    lines = [_headline(findings), _measured(findings)]
+    lines += [_compared(findings, c) for c in findings.controls]
+    lines += [line for line in (_of_teacher(findings), _of_pretrained(findings)) if line]
+    lines.append(_how_sure(findings))
+    if findings.omitted:
+        lines.append("Not measured: " + "; ".join(f"{name} ({why})" for name, why in findings.omitted.items()) + ".")
+    return "\n".join([*lines, *(f"Next: {step}" for step in _next_steps(findings))])
+
+
+def _headline(f: Findings) -> str:
+    random, pixels = f.against("random_init"), f.against("pixels")
+    if f.collapsed:
+        return "COLLAPSED: the features hardly differ between images. Do not use these weights."
+    if random and random.outcome != "better":
+        verb = "is worse than" if random.outcome == "worse" else "cannot be told from"
+        return f"NO GAIN: training has not helped. The model {verb} {NAMES['random_init']}."
+    if pixels and pixels.outcome != "better":
+        verb = "is worse than" if pixels.outcome == "worse" else "cannot be told from"
+        return f"NO GAIN: the model {verb} raw pixels."
+    if not f.controls:
+        return "NO CONTROLS: measured without anything to compare with, so nothing follows about whether it helped."
+    best = f.controls[0]
+    if best.outcome == "better":
+        return f"BETTER: the model beats the best control, {NAMES[best.subject]}, by {_difference(f, best)}."
+    if best.outcome == "worse":
+        return f"NOT ENOUGH: {NAMES[best.subject]} does better than the model, by {_points(f, -best.difference)}."
+    return f"UNDECIDED: the model cannot be told from the best control, {NAMES[best.subject]}."
+
+
+def _measured(f: Findings) -> str:
+    measured = (
+        f"{f.protocol}, {METRIC_NAMES[f.metric]}: {_value(f, f.value)} ({_value(f, f.low)} to {_value(f, f.high)})"
+    )
+    note = " Pretraining has seen these images, without labels." if f.seen_in_pretraining else ""
+    return f"{measured} on {f.num_test:,} test images; chance is {_value(f, f.chance)}.{note}"
+
+
+def _compared(f: Findings, c: Comparison) -> str:
+    return f"{_upper(NAMES[c.subject])}: {_value(f, c.value)}; the model is {c.outcome}, {_difference(f, c)}."
+
+
+def _of_teacher(f: Findings) -> str:
+    teacher = f.against("teacher")
+    if teacher is None:
+        return ""
+    told = _compared(f, teacher)
+    kept = _retention(f)
+    return told if kept is None else f"{told} It keeps {100 * kept:.0f} % of what the teacher gains over chance."
+
+
+def _retention(f: Findings) -> float | None:
+    """Share of the teacher's gain over chance; None where the teacher is not clearly above chance."""
+    teacher = f.against("teacher")
+    if teacher is None or teacher.value - f.chance < 0.02:
+        return None
+    return (f.value - f.chance) / (teacher.value - f.chance)
+
+
+def _of_pretrained(f: Findings) -> str:
+    twin = f.against("pretrained")
+    return _compared(f, twin) if twin else ""
+
+
+def _how_sure(f: Findings) -> str:
+    half = (f.high - f.low) / 2
+    sure = f"How sure: ± {_points(f, half)} at 95 %; differences are paired, on the same test images."
+    if half > WIDE:
+        needed = _round_up(f.num_test * (half / WANTED) ** 2)
+        sure += f" That is wide: for ± {_points(f, WANTED)} about {needed:,} test images are needed."
+    return sure
+
+
+def _next_steps(f: Findings) -> list[str]:
+    if f.collapsed:
+        return ["lower the learning rate, or take another method; health.jsonl shows when it happened."]
+    random, pixels = f.against("random_init"), f.against("pixels")
+    steps = []
+    if random and random.outcome != "better":
+        steps.append(
+            "train longer and look at views.png: the two views of an image must share what your labels depend on. "
+            "If the images are few, start from published weights (--pretrained)."
+        )
+    elif pixels and pixels.outcome != "better":
+        steps.append(
+            "the augmentations may remove what the labels depend on (colour, position, scale): weaken them, "
+            "e.g. less jitter or larger crops."
+        )
+    elif f.controls and f.controls[0].outcome == "worse":
+        steps.append("train longer, or with larger images.")
+    steps += _more_images(f)
+    kept, teacher, twin = _retention(f), f.against("teacher"), f.against("pretrained")
+    if twin and twin.outcome == "worse":
+        steps.append("the pretrained twin is better: start from it (--pretrained), or distil from it as the teacher.")
+    if kept is not None and teacher and teacher.outcome == "worse" and kept < RETAINED_POORLY:
+        steps.append("distil longer, or take a larger student: much of the teacher is not yet transferred.")
+    elif kept is not None and kept >= RETAINED_WELL and not steps:
+        steps.append("little is left to gain from this teacher; a still smaller student may do, or a better teacher.")
+    if not steps and not f.controls:
+        steps.append("measure again with the controls.")
+    return steps or ["fine-tune on your labels (--protocol finetune) to see what is left, then attar export."]
+
+
+def _more_images(f: Findings) -> list[str]:
+    """How many test images would settle what is undecided, if the difference stays what it is."""
+    if not f.controls or f.controls[0].outcome != "not distinguishable":
+        return []
+    best = f.controls[0]
+    half = (best.high - best.low) / 2
+    if abs(best.difference) < half / 10:
+        return [f"no larger test set will help: the difference to {NAMES[best.subject]} is next to nothing."]
+    needed = _round_up(f.num_test * (half / abs(best.difference)) ** 2)
+    return [f"about {needed:,} test images would settle whether it differs from {NAMES[best.subject]}."]
+
+
+def _round_up(number: float) -> int:
+    """To two significant digits."""
+    unit = 10 ** max(math.floor(math.log10(max(number, 1))) - 1, 0)
+    return math.ceil(number / unit) * unit
+
+
+def _value(f: Findings, value: float) -> str:
+    return f"{value:.3f}" if f.metric == "roc_auc" else f"{100 * value:.1f} %"
+
+
+def _points(f: Findings, value: float) -> str:
+    return f"{value:.3f}" if f.metric == "roc_auc" else f"{100 * value:.1f} points"
+
+
+def _signed(f: Findings, value: float) -> str:
+    return f"{value:+.3f}" if f.metric == "roc_auc" else f"{100 * value:+.1f}"
+
+
+def _difference(f: Findings, c: Comparison) -> str:
+    unit = "" if f.metric == "roc_auc" else " points"
+    return f"{_signed(f, c.difference)}{unit} ({_signed(f, c.low)} to {_signed(f, c.high)})"
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
