@@ -1,0 +1,66 @@
+"""The losses that look across samples, on given rows. Run as a script it is one of two processes:
+
+python cross_sample_cases.py RANK STORE OUT     takes its half of the rows, writes values and gradients to OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from attar.errors import ShapeError
+from attar.losses import gather_rows, info_nce, nt_xent
+
+B, E = 6, 7  # of the joined batch
+
+CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "nt_xent": lambda a, b: nt_xent(a, b, temperature=0.3),
+    "nt_xent in blocks": lambda a, b: nt_xent(a, b, temperature=0.3, chunk_size=4),
+    "info_nce": lambda a, b: info_nce(a, b, temperature=0.3),
+    "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
+    "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
+    # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
+    "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
+}
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    a, b = torch.randn(2, B, E, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return a, b
+
+
+def compute(a: Tensor, b: Tensor) -> dict[str, list[Tensor]]:
+    """name -> value, gradient of a, gradient of b."""
+    found = {}
+    for name, loss in CASES.items():
+        a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
+        value = loss(a, b)
+        value.backward()
+        found[name] = [value.detach(), a.grad, b.grad]
+    return found
+
+
+def main(rank: int, store: str, out: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    own = slice(rank * B // 2, (rank + 1) * B // 2)
+    a, b = inputs()
+    found = compute(a[own], b[own])
+    try:
+        gather_rows(torch.zeros(2 + rank, E))
+        refusal = ""
+    except ShapeError as error:
+        refusal = str(error)
+    torch.save({"cases": found, "refusal": refusal, "gathered": gather_rows(a[own])}, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
