@@ -1,0 +1,223 @@
+"""Backbone: one face for every network that is kept after training, and building one by name.
+
+Own small nets live in small_nets.py, handcrafted features (hog, pixels) in handcrafted.py, everything else is timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import BackboneError, unknown_name
+from attar.models import handcrafted, small_nets
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """What is needed to build the same network again.
+
+    name: own or timm's. channels, image_size: of the input. stem: "standard", or "small" for small images.
+    drop_path: stochastic depth while training.
+    """
+
+    name: str
+    channels: int
+    image_size: int
+    stem: str = "standard"
+    drop_path: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> BackboneSpec:
+        return cls(**values)
+
+
+class Backbone(nn.Module):
+    """A network that maps images (B, C, H, W) to features (B, D), and shows its intermediate maps by name.
+
+    network: the wrapped module; all parameters are below `network.`, under the names timm gives them.
+    num_features: D.
+    """
+
+    def __init__(self, network: nn.Module, spec: BackboneSpec, num_features: int):
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.num_features = num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Intermediate maps by name, from the input to the output: (B, D', H', W'), or tokens (B, N, D')."""
+        own: Callable[[Tensor], dict[str, Tensor]] | None = getattr(self.network, "stages_of", None)
+        return own(images) if own is not None else _timm_stages(self.network, images)
+
+    def timm_state_dict(self) -> dict[str, Tensor]:
+        """The weights under timm's names (own nets: under their own)."""
+        return self.network.state_dict()
+
+
+def _timm_stages(network: Any, images: Tensor) -> dict[str, Tensor]:
+    """Through timm's forward_intermediates; networks without it are read at the top-level blocks of their body."""
+    if hasattr(network, "forward_intermediates"):
+        maps = network.forward_intermediates(images, intermediates_only=True)
+        return {f"stage{i + 1}": m for i, m in enumerate(maps)}
+    found: dict[str, Tensor] = {}
+    body = [(name, child) for name, child in network.named_children()]
+    hooks = [child.register_forward_hook(_keeping(found, name)) for name, child in body]
+    try:
+        network.forward_features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim >= 3:
+            found[name] = output
+
+    return keep
+
+
+def backbone_names(*, with_timm: bool = False) -> list[str]:
+    """Own names (width factors and depths are open: resnet20x2, wrn_16_2), and timm's on demand."""
+    own = [*small_nets.EXAMPLES, *handcrafted.NAMES]
+    if not with_timm:
+        return own
+    import timm
+
+    return own + timm.list_models()
+
+
+def build_backbone(
+    name: str,
+    *,
+    channels: int = 3,
+    image_size: int = 224,
+    stem: str = "standard",
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+) -> Backbone:
+    """Build a network without a classifier; initial weights come from torch's global generator.
+
+    Args:
+        name: an own net (small_nets.py), "hog", "pixels", or any name of timm.
+        stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
+        pretrained: load timm's published weights, which must be on this machine or reachable.
+        drop_path: stochastic depth, for networks that have it.
+
+    Raises:
+        BackboneError: unknown name (nearest names), images too small, a stem or weights it does not have.
+    """
+    spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
+    if stem not in ("standard", "small"):
+        raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
+    network = small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
+    if network is None:
+        network = _build_timm(spec, pretrained)
+    else:
+        for given, option in (
+            (stem == "small", "stem=small"),
+            (pretrained, "pretrained"),
+            (drop_path > 0, "drop_path"),
+        ):
+            if given:
+                raise BackboneError(f"{name} takes no {option}: it would be ignored. Leave it out.")
+    features = _probe(network, spec)
+    return Backbone(network, spec, features.shape[1])
+
+
+def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(spec.name):
+        raise BackboneError(unknown_name("backbone", spec.name, backbone_names(with_timm=True)))
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
+    if spec.drop_path:
+        options["drop_path_rate"] = spec.drop_path
+    flexible = ({"img_size": spec.image_size, "dynamic_img_size": True}, {"img_size": spec.image_size}, {})
+    for i, sized in enumerate(flexible):  # ViTs take both, other transformers a size, convnets neither
+        try:
+            network = timm.create_model(spec.name, pretrained=pretrained, **options, **sized)
+            break
+        except TypeError as error:
+            if i == len(flexible) - 1:
+                raise BackboneError(f"{spec.name} cannot be built with {options}: {error}") from error
+        except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            if pretrained and not isinstance(error, AssertionError):
+                raise BackboneError(_no_weights(spec.name, error)) from error
+            raise BackboneError(_too_small(spec, error)) from error
+        except Exception as error:
+            if pretrained:
+                raise BackboneError(_no_weights(spec.name, error)) from error
+            raise
+    if spec.stem == "small":
+        _small_stem(network, spec)
+    return network
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    return (
+        f"the published weights of {name} are not on this machine and could not be fetched ({type(error).__name__}). "
+        "Connect to the network once, or leave out --pretrained."
+    )
+
+
+def _too_small(spec: BackboneSpec, error: Exception) -> str:
+    smallest = _smallest_size(spec)
+    least = f"it needs at least {smallest}" if smallest else "no larger size was found to work either"
+    return (
+        f"{spec.name} cannot take images of {spec.image_size} x {spec.image_size} pixels with {spec.channels} channels: "
+        f"{least}. Use a larger --image-size, --stem small, or a net for small images such as resnet20. "
+        f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    )
+
+
+def _smallest_size(spec: BackboneSpec) -> int | None:
+    """The smallest common size the network accepts, by trying; for an error text only."""
+    for size in (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384):
+        if size > spec.image_size:
+            try:
+                build_backbone(spec.name, channels=spec.channels, image_size=size, stem=spec.stem)
+            except BackboneError:
+                continue
+            return size
+    return None
+
+
+def _small_stem(network: Any, spec: BackboneSpec) -> None:
+    """The stem of CIFAR's ResNets: 3x3, stride 1, no pooling. In place."""
+    stem = getattr(network, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(network, "maxpool"):
+        raise BackboneError(
+            f"--stem small is defined for ResNets and their kin with a single-convolution stem, not for {spec.name}. "
+            "Use resnet18, resnet50, …, an own small net such as resnet20, or --stem standard."
+        )
+    network.conv1 = nn.Conv2d(spec.channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+
+
+def _probe(network: nn.Module, spec: BackboneSpec) -> Tensor:
+    """One forward pass of two blank images: do the shapes fit, and how wide are the features?"""
+    training = network.training
+    try:
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(2, spec.channels, spec.image_size, spec.image_size))
+            network.train(training)
+            if features.ndim != 2 or features.shape[1] < 1:
+                raise BackboneError(f"{spec.name} gives {tuple(features.shape)} instead of features (B, D).")
+    except BackboneError:
+        raise
+    except Exception as error:  # any shape mismatch inside the network
+        raise BackboneError(_too_small(spec, error)) from error
+    return features

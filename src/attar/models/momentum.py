@@ -1,0 +1,31 @@
+"""MomentumTeacher: a copy of the trained network that follows it slowly."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class MomentumTeacher(nn.Module):
+    """A moving average of a module's parameters: teacher = momentum * teacher + (1 - momentum) * student.
+
+    Starts as an exact copy and never gets a gradient. Only parameters are averaged; its batch norm statistics come
+    from its own forward passes, so it stays in train mode with the method (MoCo, BYOL, DINO). It is saved with the
+    method's state.
+    """
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.module = copy.deepcopy(student).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float) -> None:
+        """One step of the average. momentum: weight of the old value, in [0, 1]."""
+        for own, new in zip(self.module.parameters(), student.parameters(), strict=True):
+            own.lerp_(new.to(own.dtype), 1.0 - momentum)

@@ -1,0 +1,198 @@
+"""Weights on disk: backbone.safetensors with backbone.json, projector.safetensors with projector.json.
+
+Nothing is unpickled; digests and full coverage are checked, because a teacher that loaded half is a random teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attar.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
+from attar.errors import BackboneError, CheckpointError
+from attar.models import handcrafted
+from attar.models.backbones import Backbone, BackboneSpec, build_backbone
+from attar.models.heads import MLP
+
+FORMAT = "attar.backbone/1"
+
+
+def save_backbone(folder: Path, backbone: Backbone, image: ImageSpec, *, provenance: dict[str, Any]) -> None:
+    """Write the backbone's weights and everything needed to use them; backbone.json comes last and atomically.
+
+    provenance: where it comes from (method, data and teacher digests, …), JSON.
+    """
+    digest = _save_weights(folder / "backbone.safetensors", backbone)
+    _write_json(
+        folder / "backbone.json",
+        {
+            "format": FORMAT,
+            "backbone": backbone.spec.to_json(),
+            "image": image.to_json(),
+            "num_features": backbone.num_features,
+            "sha256": digest,
+            "provenance": provenance,
+        },
+    )
+
+
+def load_backbone(
+    spec: str | Path, *, image_size: int | None = None, channels: int | None = None, pretrained: bool = True
+) -> tuple[Backbone, ImageSpec, dict[str, Any]]:
+    """A backbone in eval mode, the images it expects, and its provenance.
+
+    Args:
+        spec: a run folder (or any folder with backbone.json); otherwise "hog", "pixels" or a timm name, whose
+            published weights are loaded unless pretrained is False.
+        image_size, channels: for names only; a saved backbone knows its own.
+
+    Raises:
+        CheckpointError: a folder without a complete backbone, damaged or tampered weights, or partial coverage.
+        BackboneError: an unknown name, or weights that are not at hand.
+    """
+    folder = Path(spec)
+    if folder.is_dir():
+        return _load_saved(folder)
+    name = str(spec)
+    if os.sep in name or name.startswith("."):
+        raise CheckpointError(f"{folder.absolute()} does not exist; give a run folder, or the name of a backbone.")
+    fixed = name in handcrafted.NAMES
+    if fixed or not pretrained:
+        backbone = build_backbone(name, channels=channels or 3, image_size=image_size or 224)
+        image = _plain_image(image_size or 224, channels or 3)
+    else:
+        backbone = build_backbone(name, channels=channels or 3, image_size=image_size or 224, pretrained=_is_timm(name))
+        image = _timm_image(backbone, image_size)
+    return backbone.eval(), image, {"name": name, "pretrained": not fixed and pretrained}
+
+
+def _load_saved(folder: Path) -> tuple[Backbone, ImageSpec, dict[str, Any]]:
+    description = folder / "backbone.json"
+    if not description.is_file():
+        unfinished = (folder / "recipe.yaml").is_file()
+        why = "the run is not finished; continue it with --resume" if unfinished else "it is no run of attar"
+        raise CheckpointError(f"{folder.absolute()} has no backbone.json: {why}.")
+    try:
+        values = json.loads(description.read_text())
+        if values["format"] != FORMAT:
+            raise CheckpointError(f"{description} has format {values['format']!r}; this version reads {FORMAT!r}.")
+        spec, image = BackboneSpec.from_json(values["backbone"]), ImageSpec.from_json(values["image"])
+        digest, provenance = values["sha256"], values["provenance"]
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{description} is not a description of a backbone: {error}") from error
+    backbone = build_backbone(
+        spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem, drop_path=spec.drop_path
+    )
+    _load_weights(folder / "backbone.safetensors", backbone, digest)
+    return backbone.eval(), image, {**provenance, "sha256": digest}
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a .safetensors file into a module; names must match in full, both ways.
+
+    Raises:
+        CheckpointError: missing file, another format, or keys that are missing or left over (named).
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.absolute()} does not exist.")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: weights are read from .safetensors only; other formats can hold code.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    _check_coverage(path, module.state_dict(), state)
+    module.load_state_dict(state)
+
+
+def save_projector(folder: Path, projector: MLP) -> None:
+    """Keep a teacher's head beside its backbone, for distillers that learn from its embedding."""
+    digest = _save_weights(folder / "projector.safetensors", projector)
+    _write_json(folder / "projector.json", {"format": "attar.projector/1", "spec": projector.spec, "sha256": digest})
+
+
+def load_projector(folder: Path) -> MLP | None:
+    """The head of a run in eval mode, or None if it kept none."""
+    description = folder / "projector.json"
+    if not description.is_file():
+        return None
+    values = json.loads(description.read_text())
+    projector = MLP.from_spec(values["spec"])
+    _load_weights(folder / "projector.safetensors", projector, values["sha256"])
+    return projector.eval()
+
+
+def _load_weights(path: Path, module: nn.Module, digest: str) -> None:
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise CheckpointError(
+            f"{path} is not what was saved: its digest differs from the description beside it. Restore it from a copy."
+        )
+    load_weights(module, path)
+
+
+def _check_coverage(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name].shape != found[name].shape
+    ]
+    if missing or extra or shapes:
+        raise CheckpointError(
+            f"{path} covers {len(wanted) - len(missing) - len(shapes)} of {len(wanted)} tensors; all are needed. "
+            f"Missing: {_few(missing)}. Left over: {_few(extra)}. Other shapes: {_few(shapes)}."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "") if names else "none"
+
+
+def _save_weights(path: Path, module: nn.Module) -> str:
+    """Write beside, then rename; returns the file's digest."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}, temporary)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    os.replace(temporary, path)
+    return digest
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=1))
+    os.replace(temporary, path)
+
+
+def _is_timm(name: str) -> bool:
+    from attar.models import small_nets
+
+    if small_nets.build(name, channels=3) is not None:
+        raise BackboneError(
+            f"{name} has no published weights; as a teacher or for evaluation give a run folder, or a timm name."
+        )
+    return True
+
+
+def _plain_image(size: int, channels: int) -> ImageSpec:
+    if channels == 3:
+        return ImageSpec(size=size, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return ImageSpec(size=size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
+
+
+def _timm_image(backbone: Backbone, image_size: int | None) -> ImageSpec:
+    """What timm says the weights were trained with."""
+    config: dict[str, Any] = dict(backbone.network.pretrained_cfg)  # type: ignore[arg-type]
+    channels, size = backbone.spec.channels, image_size or config["input_size"][-1]
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if channels != len(mean):  # timm sums or repeats the first layer's weights for other channels
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return ImageSpec(size=size, channels=channels, mean=mean, std=std, crop_fraction=config.get("crop_pct") or 1.0)

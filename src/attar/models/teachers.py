@@ -1,0 +1,188 @@
+"""Teachers that do not learn: frozen, or looked up in a table computed once.
+
+All are called alike, `teacher(images, index, image, view=epoch)`: a frozen teacher looks at the images, a cached one
+at the ids and the number of the view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attar.data.images import Images, ImageSpec
+from attar.errors import CheckpointError, ShapeError
+from attar.models.backbones import Backbone
+from attar.models.saved import load_backbone, load_projector
+
+logger = logging.getLogger("attar")
+
+
+class Teacher(Protocol):
+    """What distillers see. num_features_out: width E of the answers. digest: of weights and output."""
+
+    num_features_out: int
+    digest: str
+
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        """Answers (B, E) in fp32, without gradient.
+
+        images: (B, C, H, W), normalised as `image` says (the student's normalisation). index: (B,) stable ids.
+        view: number of the view, the epoch; a cached teacher has the answers for view modulo its number of views.
+        """
+        ...
+
+
+class FrozenTeacher:
+    """A trained network that answers in eval mode, in its own normalisation and image size, without gradient.
+
+    Deliberately no nn.Module: it is no part of the method that asks it, so it is neither trained, nor saved, nor
+    exported, nor switched to train mode.
+    """
+
+    def __init__(self, backbone: Backbone, image: ImageSpec, projector: nn.Module | None = None, *, digest: str = ""):
+        self.network = backbone if projector is None else nn.Sequential(backbone, projector)
+        self.network.eval().requires_grad_(False)
+        self.image = image
+        self.num_features_out = backbone.num_features if projector is None else int(projector.num_features_out)  # type: ignore[arg-type]
+        self.digest = digest
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        self.network.to(images.device)
+        return self.network(renormalised(images, image, self.image)).float()
+
+
+def renormalised(images: Tensor, given: ImageSpec, wanted: ImageSpec) -> Tensor:
+    """Images normalised as `given`, as `wanted` has them; resized (antialiased) where the sizes differ.
+
+    A view of another size than `given.size` (a local crop) keeps its share of the size.
+    """
+    if given.channels != wanted.channels:
+        raise ShapeError(
+            f"the teacher takes {wanted.channels} channels, the student's images have {given.channels}; "
+            f"use --channels {wanted.channels}."
+        )
+    if (given.mean, given.std) != (wanted.mean, wanted.std):
+        column = lambda values: torch.tensor(values, device=images.device).view(1, -1, 1, 1)  # noqa: E731
+        pixels = images * column(given.std) + column(given.mean)
+        images = (pixels - column(wanted.mean)) / column(wanted.std)
+    if given.size != wanted.size:
+        size = round(images.shape[-1] * wanted.size / given.size)
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return images
+
+
+class CachedTeacher:
+    """A frozen teacher's answers, computed once for every image and kept in a file keyed by stable id.
+
+    Views are a pure function of (seed, epoch, id), so view k of the cache is exactly the picture the student sees in
+    every epoch with epoch % num_views == k, provided that the student's views are drawn for epoch % num_views: a
+    distillation epoch then costs about a student's epoch.
+
+    Args:
+        answers: (num_views, num_ids, E), float16 or float32; rows of ids without an image are NaN.
+    """
+
+    def __init__(self, answers: np.ndarray, *, digest: str):
+        self.answers = answers
+        self.num_views, self.num_ids, self.num_features_out = answers.shape
+        self.digest = digest
+
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        ids = index.cpu().numpy()
+        if ids.max(initial=0) >= self.num_ids:
+            raise ShapeError(f"the teacher's cache holds {self.num_ids} ids, but image {ids.max()} was asked for.")
+        rows = np.asarray(self.answers[view % self.num_views][ids], dtype=np.float32)
+        if np.isnan(rows[:, 0]).any():
+            missing = ids[np.isnan(rows[:, 0])]
+            raise ShapeError(
+                f"the teacher's cache has no answer for image {missing[0]} ({len(missing)} in this batch)."
+            )
+        return torch.from_numpy(rows).to(images.device, non_blocking=True)
+
+
+def cache_answers(
+    teacher: FrozenTeacher,
+    images: Images,
+    image: ImageSpec,
+    view_of: ViewOf,
+    *,
+    num_views: int,
+    folder: Path,
+    key: str,
+    device: torch.device,
+    batch_size: int = 256,
+    show_progress: bool = True,
+) -> CachedTeacher:
+    """Compute (or find) the answers of a teacher for `num_views` views of every image.
+
+    Args:
+        view_of: (canvas batch, view number) -> normalised images, what the student will see.
+        folder: where teacher-KEY.npy is kept; written beside and renamed, so a file that is there is complete.
+        key: what the views depend on (recipe and seed); joined with the teacher's and the images' digests.
+    """
+    digest = hashlib.sha256(json.dumps([teacher.digest, images.digest, image.to_json(), num_views, key]).encode())
+    path = folder / f"teacher-{digest.hexdigest()[:16]}.npy"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp.npy")
+        shape = (num_views, images.num_ids, teacher.num_features_out)
+        logger.info(
+            "Asking the teacher once for %d views of %d images: %.0f MB.", num_views, len(images), 2e-6 * np.prod(shape)
+        )
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        table[:] = np.nan
+        from attar.data.progress import progress_bar
+
+        parts = np.array_split(np.arange(len(images)), max(-(-len(images) // batch_size), 1))
+        with progress_bar("teacher", total=num_views * len(parts), shown=show_progress) as advance:
+            for view in range(num_views):
+                for positions in parts:
+                    batch = images.batch(positions).to(device)
+                    answers = teacher(view_of(batch, view), batch.index, image)
+                    table[view, images.index[positions]] = answers.cpu().numpy().astype(np.float16)
+                    advance(1)
+        table.flush()
+        del table
+        os.replace(temporary, path)
+    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest)
+
+
+class ViewOf(Protocol):
+    """(canvas batch, view number) -> normalised images (B, C, H, W)."""
+
+    def __call__(self, batch: object, view: int) -> Tensor: ...
+
+
+def load_teacher(
+    spec: str | Path, *, output: str = "auto", image_size: int | None = None, channels: int | None = None
+) -> FrozenTeacher:
+    """A frozen teacher from a run folder, a timm name, "hog" or "pixels".
+
+    Args:
+        output: "features" (of the backbone), "embedding" (of the projector the run kept), or "auto": the embedding
+            where there is a projector.
+
+    Raises:
+        CheckpointError: "embedding" of a teacher that kept no projector; anything load_backbone raises.
+    """
+    backbone, image, provenance = load_backbone(spec, image_size=image_size, channels=channels)
+    folder = Path(spec)
+    projector = load_projector(folder) if folder.is_dir() and output != "features" else None
+    if projector is None and output == "embedding":
+        raise CheckpointError(
+            f"teacher_output=embedding: {spec} has kept no projector; use teacher_output=features, or a teacher "
+            "trained by a method with one (simclr, moco, byol)."
+        )
+    state = provenance.get("sha256") or str(spec)
+    digest = hashlib.sha256(f"{state} {'embedding' if projector is not None else 'features'}".encode()).hexdigest()
+    return FrozenTeacher(backbone, image, projector, digest=digest)
