@@ -102,7 +102,7 @@ def tiny_backbone(seed: int = 0) -> Any:
     from attar.models.backbones import build_backbone
 
     torch.manual_seed(seed)
-    return build_backbone("resnet8x0.5", channels=3, image_size=SIZE, stem="small")
+    return build_backbone("resnet8x0.5", channels=3, image_size=SIZE)
 
 
 def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:

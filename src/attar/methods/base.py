@@ -7,6 +7,7 @@ the rank or the clock, so it runs in a test with a batch of four.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -85,7 +86,7 @@ class StepOutput:
     """
 
     loss: Tensor
-    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
     embeddings: Tensor | None = None
     positives: Tensor | None = None
 
@@ -129,7 +130,7 @@ class Method(nn.Module):
     def forward(self, batch: Any, progress: Progress) -> StepOutput:
         return self.step(batch, progress)
 
-    def after_step(self, progress: Progress) -> None:  # noqa: B027  most methods have no such state
+    def after_step(self, progress: Progress) -> None:
         """State that is not trained by gradient: momentum teacher, centre. Called after the optimiser's update."""
 
     def parameter_groups(self) -> list[dict[str, Any]] | None:

@@ -128,6 +128,7 @@ class MoCo(Method):
 
     batch_coupled = True
     recipe: MoCoRecipe
+    projector: MLP
 
     def __init__(self, recipe: MoCoRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)

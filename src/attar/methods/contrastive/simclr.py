@@ -91,6 +91,7 @@ class SimCLR(Method):
 
     batch_coupled = True
     recipe: SimCLRRecipe
+    projector: MLP
 
     def __init__(self, recipe: SimCLRRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)

@@ -167,7 +167,8 @@ def teacher_table(setup: Setup, device: torch.device) -> np.ndarray:
     rows = []
     for positions in np.array_split(np.arange(len(setup.images)), max(len(setup.images) // 256, 1)):
         batch = setup.images.batch(positions).to(device)
-        rows.append(setup.teacher(view(batch), batch.index, setup.image).cpu().numpy())
+        with torch.autocast(device.type, enabled=False):
+            rows.append(setup.teacher(view(batch), batch.index, setup.image).cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -198,7 +199,7 @@ def cluster(
     sizes = np.bincount(nearest, minlength=num_clusters)
     kept = np.flatnonzero(sizes >= min(min_size, sizes.max()))
     index = faiss.IndexFlatL2(features.shape[1])
-    index.add(kmeans.centroids[kept])
+    index.add(np.asarray(kmeans.centroids)[kept])
     assigned = kept[index.search(features, 1)[1][:, 0]]
     final = np.sort(np.bincount(assigned, minlength=num_clusters)[kept])
     logger.info(

@@ -98,6 +98,7 @@ class SEED(Method):
 
     needs_teacher = True
     recipe: SEEDRecipe
+    projector: MLP
 
     def __init__(self, recipe: SEEDRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)

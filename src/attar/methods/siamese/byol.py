@@ -95,6 +95,7 @@ class BYOL(Method):
     """See the module's docstring. B images, E embedding."""
 
     recipe: BYOLRecipe
+    projector: MLP
 
     def __init__(self, recipe: BYOLRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)

@@ -169,22 +169,29 @@ class DINO(Method):
         return nn.Sequential(self.backbone, self.head)
 
     def step(self, batch: MultiCrop, progress: Progress) -> StepOutput:
-        teacher_scores = self.teacher(torch.cat(batch.global_views)).float()  # (2B, K)
         crops = [*batch.global_views, *batch.local_views]
         same_size = [list(views) for _, views in groupby(crops, key=lambda view: view.shape[-1])]
         features = torch.cat([self.backbone(torch.cat(views)) for views in same_size])  # (VB, D)
+        student_scores = self.head(features)  # (VB, K)
+        teacher_scores = self.teacher(torch.cat(batch.global_views)).float()  # (2B, K)
+        temperature = self.teacher_temperature(progress)
         loss = dino(
-            self.head(features).chunk(len(crops)),
+            student_scores.chunk(len(crops)),
             teacher_scores.chunk(2),
             centre=self.centre,
             student_temperature=self.recipe.student_temperature,
-            teacher_temperature=(temperature := self.teacher_temperature(progress)),
+            teacher_temperature=temperature,
         )
         self._teacher_means.append(teacher_scores.mean(dim=0, keepdim=True))
+        # Entropy log K: a uniform teacher; 0: a certain one. Either for long is a collapse. 64 rows tell.
         entropy = _entropy(torch.softmax((teacher_scores[:64] - self.centre) / temperature, dim=1))
-        metrics = {"dino": loss.detach(), "teacher_entropy": entropy, "teacher_temperature": temperature}
         view1, view2 = features.detach()[: 2 * len(batch.index)].chunk(2)
-        return StepOutput(loss, metrics, view1, view2)
+        return StepOutput(
+            loss,
+            {"dino": loss.detach(), "teacher_entropy": entropy, "teacher_temperature": temperature},
+            view1,
+            view2,
+        )
 
     def after_step(self, progress: Progress) -> None:
         mean = gather_rows(torch.cat(self._teacher_means)).mean(dim=0, keepdim=True)
@@ -209,7 +216,7 @@ class DINO(Method):
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """Mean over rows, in nats: log K for a uniform teacher, 0 for one that always says the same or is certain."""
+    """Mean over rows, in nats."""
     return torch.special.entr(probabilities).sum(dim=1).mean()
 
 
