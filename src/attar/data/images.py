@@ -59,8 +59,9 @@ class CanvasBatch:
         return len(self.index)
 
     def to(self, device: torch.device | str) -> CanvasBatch:
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        return CanvasBatch(move(self.canvases), move(self.rectangles), move(self.index), move(self.labels))
+        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        labels = None if self.labels is None else move(self.labels)
+        return CanvasBatch(move(self.canvases), move(self.rectangles), move(self.index), labels)
 
 
 class CanvasStore(Protocol):
@@ -125,7 +126,7 @@ class Images:
         if positions.dtype == bool:
             positions = np.flatnonzero(positions)
         digest = hashlib.sha256(self.digest.encode() + self.index[positions].astype("<i8").tobytes()).hexdigest()
-        where = [self.where[i] for i in positions] if len(self.where) else ()
+        where = [self.where[int(i)] for i in positions] if len(self.where) else ()
         labels = None if self.labels is None else self.labels[positions]
         return replace(
             self, rows=self.rows[positions], index=self.index[positions], labels=labels, where=where, digest=digest
