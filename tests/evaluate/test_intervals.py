@@ -109,11 +109,16 @@ def test_paired_difference_has_the_sign_of_the_better_and_is_narrower_than_the_s
     ours = np.eye(2)[np.where(hard, 1 - labels, labels)]
     counts = resamples(200)
     a, b = (resampled("top1", s, labels, counts) for s in (ours, theirs))
-    low, high = paired_interval(a, b)
+    low, high = paired_interval(a, b, num_test=200)
     assert 0 < low < high
-    assert paired_interval(b, a) == pytest.approx((-high, -low))
+    assert paired_interval(b, a, num_test=200) == pytest.approx((-high, -low))
     assert high - low < 0.8 * (np.percentile(a, 97.5) - np.percentile(a, 2.5))
-    assert paired_interval(a, a) == (0, 0)
+
+
+def test_no_difference_seen_is_not_none():
+    low, high = paired_interval(np.full(9, 0.8), np.full(9, 0.8), num_test=50)
+    assert low == -high
+    assert (1 - high) ** 50 == pytest.approx(0.025)  # a difference on more images than that would have shown
 
 
 def test_seeds_interval_equals_the_t_table():

@@ -21,7 +21,7 @@ from attar.models.backbones import build_backbone
 from attar.views.augmentation import CentreView
 
 CONTROLS = ("random_init", "pixels", "hog", "pretrained")
-PIXELS_SIZE = 32  # thumbnails: at full size a probe of raw pixels has more weights than images
+PIXELS_SIZE = 32  # `pixels` averages to 16 x 16 from there
 HOG_SIZE = 64
 CALIBRATION_IMAGES = 1024
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from attar.data.splits import stratified_split
 from attar.errors import DataError, RecipeError
 from attar.evaluate.controls import build_controls, check_controls
 from attar.evaluate.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
-from attar.evaluate.metrics import METRICS, chance, confusion, metrics_for
+from attar.evaluate.metrics import FEW_CLASSES, METRICS, chance, confusion, metrics_for
 from attar.evaluate.protocols import PROTOCOLS, parse_protocol
 from attar.evaluate.subject import Outcome, Protocol, Subject, Task
 from attar.evaluate.verdict import METRIC_NAMES, Comparison, Findings, verdict
@@ -32,7 +30,12 @@ HEALTH_ROWS = 1024
 
 @dataclass
 class Evaluation:
-    """rows and verdict as in evaluation.json; details is what a report draws from, arrays among it."""
+    """rows and verdict as in evaluation.json.
+
+    details: what a report draws from, ready for JSON. The arrays are the model's by the protocol the verdict rests
+    on: confusion (true class down, predicted across), and for each test image its id, label, predicted class and
+    that class' probability; with at most 10 classes all probabilities (scores).
+    """
 
     rows: list[dict[str, Any]]
     verdict: str
@@ -63,21 +66,6 @@ class Evaluation:
             table.add_row(label, METRIC_NAMES[metric], *(by_subject.get(s, "–") for s in subjects))
         return table
 
-    def save(self, folder: str | Path) -> None:
-        """evaluation.json (rows and verdict) and evaluation_details.npz (arrays; the rest as JSON in `facts`)."""
-        folder = Path(folder)
-        arrays = {k: v for k, v in self.details.items() if isinstance(v, np.ndarray)}
-        facts = {k: v for k, v in self.details.items() if k not in arrays}
-        np.savez_compressed(folder / "evaluation_details.npz", facts=np.array(json.dumps(facts)), **arrays)
-        (folder / "evaluation.json").write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
-
-
-def load_details(folder: str | Path) -> dict[str, Any]:
-    """The details that `Evaluation.save` wrote."""
-    with np.load(Path(folder) / "evaluation_details.npz", allow_pickle=False) as saved:
-        arrays = {name: saved[name] for name in saved.files if name != "facts"}
-        return {**arrays, **json.loads(str(saved["facts"]))}
-
 
 def evaluate(
     backbone: nn.Module,
@@ -93,7 +81,7 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 256,
     num_resamples: int = 1000,
-    pretraining_digest: str | None = None,
+    trained_on: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure a backbone beside its controls.
@@ -105,7 +93,7 @@ def evaluate(
         controls: of random_init, pixels, hog, pretrained. The last is left out where its weights are not at hand.
         teacher: another backbone with its own image_spec, measured alike.
         seed: of the split, the subsets, random_init and the resamples.
-        pretraining_digest: digest of the images the backbone was pretrained on; if they are these, the table says so.
+        trained_on: digest of the images the backbone was pretrained on; if they are these, the table says so.
 
     Raises:
         DataError: labels missing, a single class, a class in test that train lacks, too few images.
@@ -117,6 +105,7 @@ def evaluate(
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
     check_controls(controls)
+    seen = trained_on is not None and trained_on in (train.digest, test.digest if test else None)
     train, test, classes = prepare(train, test, seed=seed)
     task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)
     measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))
@@ -128,7 +117,6 @@ def evaluate(
             measured.add(control, chosen)
         else:
             measured.omitted[control[0]] = control[1]
-    seen = pretraining_digest is not None and pretraining_digest in (train.digest, test.digest)
     return _conclude(measured, health, seen)
 
 
@@ -249,7 +237,7 @@ class _Measured:
     def _compare(self, key: tuple[str, str, str], subject: str, values: list[float], drawn: np.ndarray | None) -> None:
         own, own_drawn = self._model[key]
         if drawn is not None and own_drawn is not None:
-            low, high = paired_interval(own_drawn, drawn)
+            low, high = paired_interval(own_drawn, drawn, num_test=len(self.task.test))
         else:
             low, high = seeds_interval(np.subtract(own, values))
         self.comparisons.append(Comparison(*key, subject, float(np.mean(own)), float(np.mean(values)), low, high))
@@ -292,12 +280,14 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
         "comparisons": [c.to_json() for c in measured.comparisons],
         "omitted": findings.omitted,
         **health,
-        "confusion": confusion(scores, task.test_labels),
-        "scores": scores.astype(np.float32),
-        "test_labels": task.test_labels,
-        "test_index": task.test.index,
-        "train_index": task.train.index,
+        "confusion": confusion(scores, task.test_labels).tolist(),
+        "test_index": task.test.index.tolist(),
+        "test_labels": task.test_labels.tolist(),
+        "predicted": scores.argmax(axis=1).tolist(),
+        "probability": scores.max(axis=1).round(4).tolist(),
     }
+    if task.num_classes <= FEW_CLASSES:
+        details["scores"] = scores.round(6).tolist()
     return Evaluation(measured.rows, verdict(findings), details)
 
 

@@ -97,17 +97,27 @@ def bootstrap_interval(values: np.ndarray, *, num_test: int) -> tuple[float, flo
 
     Where every resample is perfect or hopeless (all 1 or all 0), none can show a miss: the exact binomial bound.
     """
-    bound = ((1 - CONFIDENCE) / 2) ** (1 / num_test)
+    bound = _no_event(num_test)
     if np.all(values == 1):
-        return bound, 1.0
+        return 1 - bound, 1.0
     if np.all(values == 0):
-        return 0.0, 1 - bound
+        return 0.0, bound
     return percentiles(values)
 
 
-def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Interval of the difference ours - theirs, both resampled with the same counts."""
+def paired_interval(ours: np.ndarray, theirs: np.ndarray, *, num_test: int) -> tuple[float, float]:
+    """Interval of the difference ours - theirs, both resampled with the same counts.
+
+    Where every resample agrees, none can show a difference: the exact binomial bound on images that would differ.
+    """
+    if np.all(ours == theirs):
+        return -_no_event(num_test), _no_event(num_test)
     return percentiles(ours - theirs)
+
+
+def _no_event(num_test: int) -> float:
+    """The largest rate of an event that may stay unseen in num_test images (two-sided 95 %)."""
+    return float(1 - ((1 - CONFIDENCE) / 2) ** (1 / num_test))
 
 
 def seeds_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

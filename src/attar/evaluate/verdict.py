@@ -193,8 +193,8 @@ def _more_images(f: Findings) -> list[str]:
         return []
     best = f.controls[0]
     half = (best.high - best.low) / 2
-    if abs(best.difference) < half / 10:
-        return [f"no larger test set will help: the difference to {NAMES[best.subject]} is next to nothing."]
+    if abs(best.difference) <= half / 10:
+        return [f"only a much larger, or harder, test set could tell the model from {NAMES[best.subject]}."]
     needed = _round_up(f.num_test * (half / abs(best.difference)) ** 2)
     return [f"about {needed:,} test images would settle whether it differs from {NAMES[best.subject]}."]
 
@@ -202,7 +202,7 @@ def _more_images(f: Findings) -> list[str]:
 def _round_up(number: float) -> int:
     """To two significant digits."""
     unit = 10 ** max(math.floor(math.log10(max(number, 1))) - 1, 0)
-    return math.ceil(number / unit) * unit
+    return math.ceil(round(number / unit, 6)) * unit
 
 
 def _value(f: Findings, value: float) -> str:

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from attar.errors import RecipeError
+from attar.evaluate import controls
+from attar.evaluate.controls import (
+    Omitted,
+    build_controls,
+    cached_weights,
+    calibrate_batchnorm,
+    check_controls,
+    random_init,
+)
+from attar.evaluate.subject import Subject, Task
+from attar.models.backbones import build_backbone
+from attar.views.augmentation import CentreView
+
+
+@pytest.fixture
+def model(striped, spec):
+    def make(backbone="resnet8", seed=0):
+        task = Task(striped(40), striped(10, seed=1), ("rows", "columns"), seed=seed, progress=False)
+        return Subject("model", build_backbone(backbone, channels=3, image_size=16), spec, task)
+
+    return make
+
+
+def test_every_control_is_built_and_measured_on_the_same_task(model):
+    m = model()
+    teacher = (build_backbone("resnet8", channels=3, image_size=16), m.image)
+    built = list(build_controls(("random_init", "pixels", "hog"), m, teacher))
+    assert [s.name for s in built] == ["random_init", "pixels", "hog", "teacher"]
+    assert all(s.task is m.task for s in built)
+    assert all(len(s.train) == 40 for s in built)
+
+
+def test_random_init_is_the_same_network_with_other_weights_fixed_by_the_seed(model):
+    weights = lambda s: torch.cat([p.detach().flatten() for p in s.backbone.parameters()])  # noqa: E731
+    m = model()
+    first, again, other = random_init(m), random_init(model()), random_init(model(seed=1))
+    assert first.backbone.spec.name == m.backbone.spec.name
+    assert weights(first).shape == weights(m).shape
+    assert (weights(first) == weights(again)).all()
+    assert (weights(first) != weights(m)).any()
+    assert (weights(first) != weights(other)).any()
+    assert first.settings == {"batchnorm": "statistics measured on 40 training images"}
+
+
+def test_random_init_does_not_touch_the_global_generator(model):
+    m = model()
+    before = torch.random.get_rng_state()
+    random_init(m)
+    assert (torch.random.get_rng_state() == before).all()
+
+
+def test_calibrated_statistics_are_those_of_the_images(striped, spec):
+    net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.37), nn.Flatten(), nn.Dropout(0.5))
+    images = striped(32)
+    assert calibrate_batchnorm(net, images, spec, device="cpu", batch_size=16) == 32
+    views = CentreView(spec)(images.batch(images.rows))
+    assert net[0].running_mean.numpy() == pytest.approx(views.mean((0, 2, 3)).numpy(), abs=1e-5)
+    assert net[0].running_var.numpy() == pytest.approx(views.var((0, 2, 3)).numpy(), rel=0.02)
+    assert net[0].momentum == 0.37
+    assert net.training and net[0].training
+    assert calibrate_batchnorm(nn.Flatten(), images, spec, device="cpu", batch_size=16) == 0
+
+
+def test_pixels_and_hog_look_at_thumbnails(model, spec):
+    from dataclasses import replace
+
+    m = model()
+    m.image = replace(spec, size=128)
+    pixels, hog = build_controls(("pixels", "hog"), m, None)
+    assert (pixels.image.size, hog.image.size) == (32, 64)
+    assert pixels.settings == {"image_size": 32}
+
+
+def test_what_cannot_be_built_is_named_with_its_reason(model):
+    built = list(build_controls(("random_init", "pixels", "pretrained"), model("pixels"), None))
+    assert built[0] == ("random_init", "the model has no weights")
+    assert built[1] == ("pixels", "it is the model itself")
+    assert built[2] == ("pretrained", "no published weights of this network are on this machine")
+
+
+def test_the_pretrained_twin_is_never_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: None)
+    assert cached_weights("resnet18") is None
+    assert cached_weights("resnet8") is None  # not a timm name
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: "somewhere")
+    assert cached_weights("resnet18").startswith("timm/")
+
+
+def test_the_pretrained_twin_takes_its_own_normalisation(model, monkeypatch):
+    m = model("resnet18")
+    asked = {}
+
+    def build(name, **settings):
+        asked.update(settings, name=name)
+        return m.backbone
+
+    monkeypatch.setattr(controls, "build_backbone", build)
+    monkeypatch.setattr(controls, "cached_weights", lambda name: "timm/resnet18.a1_in1k")
+    twin = controls.pretrained_twin(m)
+    assert asked["pretrained"] is True
+    assert twin.image.mean == (0.485, 0.456, 0.406)
+    assert twin.settings == {"weights": "timm/resnet18.a1_in1k"}
+    small = SimpleNamespace(spec=SimpleNamespace(name="resnet18", stem="small", channels=3, image_size=16))
+    with pytest.raises(Omitted, match="small stem"):
+        controls.pretrained_twin(small)
+
+
+def test_unknown_controls_are_an_error():
+    with pytest.raises(RecipeError, match=r"unknown control 'pixel'. Did you mean pixels\?"):
+        check_controls(("pixel",))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+
+from attar.errors import DataError, RecipeError
+from attar.evaluate.evaluation import evaluate, prepare
+from attar.models.backbones import build_backbone
+
+QUIET = dict(device="cpu", progress=False, num_resamples=200)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(3)
+    return build_backbone("resnet8", channels=3, image_size=16)
+
+
+@pytest.fixture
+def evaluation(striped, spec, network):
+    return evaluate(network, spec, striped(60), striped(40, seed=1, first_id=500, name="other"), **QUIET)
+
+
+def test_rows_follow_the_schema(evaluation):
+    saved = json.loads(json.dumps(evaluation.to_json()))
+    assert set(saved) == {"rows", "verdict"}
+    for row in saved["rows"]:
+        assert set(row) == {"protocol", "metric", "value", "low", "high", "settings", "subject"}
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+        assert row["settings"]["num_test"] == 40
+        assert row["settings"]["num_train"] == 60
+        assert row["settings"]["interval"] == "bootstrap, 200 resamples"
+    found = {(r["protocol"], r["metric"], r["subject"]) for r in saved["rows"]}
+    assert found == {
+        (p, m, s)
+        for p in ("knn", "linear")
+        for m in ("top1", "roc_auc", "balanced_accuracy")
+        for s in ("model", "random_init", "pixels", "hog")
+    }
+
+
+def test_shape_only_classes_are_told_by_hog_not_by_pixels(evaluation):
+    assert evaluation.value("linear", subject="hog") > 0.95
+    assert evaluation.value("linear", subject="pixels") < 0.9
+    assert evaluation.verdict.splitlines()[0].split(":")[0] in ("NO GAIN", "NOT ENOUGH", "UNDECIDED", "BETTER")
+
+
+def test_the_model_measured_against_itself_is_never_better(striped, spec, network):
+    result = evaluate(network, spec, striped(60), controls=(), teacher=(network, spec), protocols=("knn",), **QUIET)
+    by_subject = {s: [(r["value"], r["low"]) for r in result.rows if r["subject"] == s] for s in ("model", "teacher")}
+    assert by_subject["model"] == by_subject["teacher"]
+    for comparison in result.details["comparisons"]:
+        assert comparison["difference"] == 0
+        assert comparison["low"] == -comparison["high"] < 0
+        assert comparison["outcome"] == "not distinguishable"
+
+
+def test_details_hold_what_a_report_draws(evaluation):
+    details = json.loads(json.dumps(evaluation.details))
+    assert details == evaluation.details
+    assert details["classes"] == ["rows", "columns"]
+    assert details["protocol"] == "linear"
+    assert np.shape(details["scores"]) == (40, 2)
+    assert details["test_index"] == list(range(500, 540))
+    assert np.sum(details["confusion"]) == 40
+    right = np.mean(np.equal(details["predicted"], details["test_labels"]))
+    assert right == pytest.approx(evaluation.value("linear"))
+    assert np.trace(details["confusion"]) / 40 == pytest.approx(right)
+    assert details["probability"] == pytest.approx(np.max(details["scores"], axis=1), abs=1e-4)
+    assert details["omitted"] == {"pretrained": "no published weights of this network are on this machine"}
+
+
+def test_table_has_a_column_for_each_subject(evaluation):
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=200).print(evaluation.table())
+    assert all(word in out.getvalue() for word in ("model", "random_init", "linear", "ROC-AUC"))
+
+
+def test_without_test_images_a_stratified_fifth_is_set_aside(striped):
+    train, test, classes = prepare(striped(50), None, seed=0)
+    assert (len(train), len(test), classes) == (40, 10, ("rows", "columns"))
+    assert np.bincount(test.labels).tolist() == [5, 5]
+    assert not set(train.index) & set(test.index)
+    assert (prepare(striped(50), None, seed=0)[1].index == test.index).all()
+    assert (prepare(striped(50), None, seed=1)[1].index != test.index).any()
+
+
+def test_classes_are_matched_by_name_not_by_number(make_images):
+    blank = np.zeros((4, 16, 16, 3), np.uint8)
+    train = make_images(blank, [0, 1, 2, 0], classes=("ant", "bee", "cat"))
+    test = make_images(blank[:3], [0, 1, 1], classes=("cat", "ant"))
+    train, test, classes = prepare(train, test, seed=0)
+    assert classes == ("ant", "bee", "cat")
+    assert test.labels.tolist() == [2, 0, 0]
+
+
+def test_unlabelled_images_and_absent_classes_are_left_out(make_images):
+    blank = np.zeros((6, 16, 16, 3), np.uint8)
+    train = make_images(blank, [0, -1, 7, 7, 0, -1])
+    train, test, classes = prepare(train, make_images(blank[:2], [7, -1]), seed=0)
+    assert classes == ("0", "7")
+    assert train.labels.tolist() == [0, 1, 1, 0]
+    assert train.index.tolist() == [0, 2, 3, 4]
+    assert test.labels.tolist() == [1]
+
+
+def test_pretraining_on_the_test_images_is_noted(striped, spec, network):
+    seen = evaluate(network, spec, striped(40), controls=(), protocols=("knn",), trained_on="d0", **QUIET)
+    assert all(row["settings"]["seen_in_pretraining"] == "without labels" for row in seen.rows)
+    assert "Pretraining has seen these images" in seen.verdict
+    unseen = evaluate(network, spec, striped(40), controls=(), protocols=("knn",), trained_on="x", **QUIET)
+    assert "seen_in_pretraining" not in unseen.rows[0]["settings"]
+
+
+def test_low_label_rows_carry_seeds_and_variants(striped, spec, network):
+    protocols = ("few_shot:1,5,num_seeds=3",)
+    result = evaluate(network, spec, striped(60), protocols=protocols, controls=("pixels",), **QUIET)
+    rows = [r for r in result.rows if r["subject"] == "model" and r["metric"] == "top1"]
+    assert [r["settings"]["variant"] for r in rows] == ["1-shot", "5-shot"]
+    assert rows[0]["settings"]["interval"] == "t, 3 seeds"
+    assert {c["variant"] for c in result.details["comparisons"]} == {"1-shot", "5-shot"}
+
+
+def test_fine_tuning_leaves_out_what_has_no_weights(striped, spec, network):
+    quick = "finetune:1e-3,epochs=1,min_steps=2,batch_size=16"
+    result = evaluate(network, spec, striped(30), protocols=(quick,), controls=("random_init", "pixels"), **QUIET)
+    assert {r["subject"] for r in result.rows} == {"model", "random_init"}
+    assert "nothing to train" in result.details["omitted"]["finetune of pixels"]
+
+
+def test_an_area_that_is_undefined_is_left_out_with_a_reason(make_images, spec, network):
+    rng = np.random.default_rng(0)
+    make = lambda labels: make_images(rng.integers(0, 255, (len(labels), 16, 16, 3), dtype=np.uint8), labels)  # noqa: E731
+    result = evaluate(
+        network, spec, make(np.arange(30) % 3), make([0, 1] * 6), protocols=("knn",), controls=(), **QUIET
+    )
+    assert {r["metric"] for r in result.rows} == {"top1", "balanced_accuracy"}
+    assert "roc_auc (1 of 3 classes have no image in the test data)" in result.verdict
+
+
+def test_errors_in_the_users_words(make_images, striped, spec, network):
+    blank = np.zeros((6, 16, 16, 3), np.uint8)
+    run = lambda *images, **settings: evaluate(network, spec, *images, **settings, **QUIET)  # noqa: E731
+    with pytest.raises(DataError, match=r'small has no labels. Give labels="folder"'):
+        run(make_images(blank))
+    with pytest.raises(DataError, match="other has no labels"):
+        run(striped(20), make_images(blank, [-1] * 6, name="other"))
+    with pytest.raises(DataError, match="small holds a single class, 'cat'; two are needed"):
+        run(make_images(blank, [0] * 6, classes=("cat",)))
+    with pytest.raises(DataError, match=r"other holds classes that small lacks: 'bee'\. small has 'rows', 'columns'"):
+        run(striped(20), make_images(blank, [0] * 6, classes=("bee",), name="other"))
+    with pytest.raises(DataError, match="holds a single image of 'b'; to set a fifth aside"):
+        run(make_images(blank, [0, 0, 0, 0, 0, 1], classes=("a", "b")))
+    with pytest.raises(RecipeError, match="unknown control 'noise'"):
+        run(striped(20), controls=("noise",))
+    with pytest.raises(RecipeError, match="no protocol was given; accepted: knn, linear"):
+        run(striped(20), protocols=())
+    with pytest.raises(RecipeError, match="no row with protocol=finetune"):
+        run(striped(20), protocols=("knn",), controls=()).value("finetune")

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+
+from attar.evaluate.verdict import Comparison, Findings, verdict
+
+
+def against(subject, value, low, high, *, ours=0.8, metric="top1"):
+    return Comparison("linear", "", metric, subject, ours, value, low, high)
+
+
+def findings(*comparisons, **changed):
+    values = dict(protocol="linear", metric="top1", value=0.8, low=0.78, high=0.82, chance=0.1, num_test=2000)
+    return Findings(**{**values, "comparisons": list(comparisons), **changed})
+
+
+RANDOM = against("random_init", 0.5, 0.27, 0.33)
+PIXELS = against("pixels", 0.4, 0.36, 0.44)
+HOG = against("hog", 0.6, 0.17, 0.23)
+
+
+def test_better_than_every_control():
+    text = verdict(findings(RANDOM, PIXELS, HOG))
+    first, second, *_ = text.splitlines()
+    assert first == "BETTER: the model beats the best control, HOG, by +20.0 points (+17.0 to +23.0)."
+    assert second == "linear, top-1: 80.0 % (78.0 % to 82.0 %) on 2,000 test images; chance is 10.0 %."
+    assert "How sure: ± 2.0 points at 95 %" in text
+    assert text.splitlines()[-1].startswith("Next: fine-tune")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(-0.05, -0.01, "is worse than"), (-0.02, 0.03, "cannot be told from")]
+)
+def test_no_gain_over_random_comes_first(low, high, words):
+    text = verdict(findings(against("random_init", 0.8, low, high), PIXELS, HOG))
+    assert text.startswith(f"NO GAIN: training has not helped. The model {words} the same network at random")
+    assert "Next: train longer" in text
+
+
+def test_no_gain_over_pixels_is_said_although_random_is_beaten():
+    text = verdict(findings(RANDOM, against("pixels", 0.85, -0.07, -0.03), HOG))
+    assert text.startswith("NO GAIN: the model is worse than raw pixels.")
+    assert "augmentations may remove" in text
+
+
+def test_hog_better_than_the_model():
+    text = verdict(findings(RANDOM, PIXELS, against("hog", 0.85, -0.07, -0.03)))
+    assert text.startswith("NOT ENOUGH: HOG does better than the model, by 5.0 points.")
+
+
+def test_undecided_says_how_many_images_would_settle_it():
+    text = verdict(findings(RANDOM, PIXELS, against("hog", 0.79, -0.01, 0.03), num_test=500))
+    assert text.startswith("UNDECIDED: the model cannot be told from the best control, HOG.")
+    assert "about 2,000 test images would settle" in text  # half-width 2, difference 1: four times as many
+    same = verdict(findings(RANDOM, PIXELS, against("hog", 0.8, -0.02, 0.02)))
+    assert "only a much larger, or harder, test set could tell the model from HOG" in same
+
+
+def test_collapse_overrules_everything():
+    text = verdict(findings(RANDOM, feature_std=0.001, feature_rank=40.0))
+    assert text.startswith("COLLAPSED")
+    assert text.splitlines()[-1].startswith("Next: lower the learning rate")
+    assert verdict(findings(RANDOM, feature_std=0.3, feature_rank=1.1)).startswith("COLLAPSED")
+
+
+def test_retention_is_counted_above_chance():
+    text = verdict(findings(RANDOM, PIXELS, HOG, against("teacher", 0.9, -0.12, -0.08)))
+    assert "It keeps 88 % of what the teacher gains over chance." in text  # 0.7 / 0.8
+    assert "Next: distil longer" in text
+    text = verdict(findings(RANDOM, PIXELS, HOG, against("teacher", 0.81, -0.02, 0.0)))
+    assert "keeps 99 %" in text
+    assert "a still smaller student may do" in text
+    assert "keeps" not in verdict(findings(RANDOM, against("teacher", 0.11, 0.6, 0.8)))
+
+
+def test_a_better_pretrained_twin_is_recommended():
+    text = verdict(findings(RANDOM, PIXELS, HOG, against("pretrained", 0.9, -0.12, -0.08)))
+    assert "The ImageNet-pretrained twin: 90.0 %; the model is worse, -10.0 points" in text
+    assert "start from it (--pretrained)" in text
+
+
+def test_a_small_test_set_is_called_small():
+    text = verdict(findings(RANDOM, low=0.7, high=0.9, num_test=60))
+    assert "That is wide: for ± 2.0 points about 1,500 test images are needed." in text
+
+
+def test_areas_are_not_percentages():
+    auc = dict(metric="roc_auc", chance=0.5)
+    text = verdict(findings(against("random_init", 0.6, 0.15, 0.25, metric="roc_auc"), **auc))
+    assert "linear, ROC-AUC: 0.800 (0.780 to 0.820)" in text
+    assert "+0.200 (+0.150 to +0.250)" in text
+    assert "%" not in text.splitlines()[1]
+
+
+def test_without_controls_nothing_follows():
+    text = verdict(findings(seen_in_pretraining=True, omitted={"hog": "not asked"}))
+    assert text.startswith("NO CONTROLS")
+    assert "Pretraining has seen these images, without labels." in text
+    assert "Not measured: hog (not asked)." in text
