@@ -21,11 +21,12 @@ from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
 
     from attar.data.images import Images, ImageSpec
     from attar.evaluate.evaluation import Evaluation
     from attar.methods.base import Method, Recipe
+    from attar.models.encoder import Encoder
+    from attar.models.teachers import Teacher
     from attar.train.loop import FitResult
 
 logger = logging.getLogger("attar")
@@ -135,7 +136,7 @@ def pretrain(
 def distill(
     source: str | Path | np.ndarray | Images,
     *,
-    teacher: str | Path,
+    teacher: str | Path | Teacher,
     out: str | Path,
     method: str = "seed",
     backbone: str = "resnet18",
@@ -198,7 +199,8 @@ def _train(request: _Request) -> Run:
                 checkpoint_steps=request.checkpoint_steps,
                 show_progress=request.progress,
             )
-            job = Job(prepared.method, prepared.views, prepared.images, prepared.image, world, options)
+            period = getattr(prepared.method.recipe, "teacher_views", None) or None
+            job = Job(prepared.method, prepared.views, prepared.images, prepared.image, world, options, period)
             if request.minutes is not None and saved is None:
                 job = _fit_into_minutes(job, request.minutes)
             resolved = _resolved(request, prepared, job)
@@ -233,7 +235,8 @@ class _Prepared:
 def _check_teacher(request: _Request, method: type[Method]) -> None:
     if method.needs_teacher and request.teacher is None:
         raise RecipeError(
-            f"{request.method} distils and needs a teacher: attar distill SOURCE --teacher RUN --method {request.method}"
+            f"{request.method} distils and needs a teacher: "
+            f"attar distill SOURCE --teacher RUN --method {request.method}"
         )
     if not method.needs_teacher and request.teacher is not None:
         raise RecipeError(
@@ -296,7 +299,8 @@ def _prepare(request: _Request, world: Any, saved: dict[str, Any] | None) -> _Pr
     setup = Setup(image=image, images=images, seed=request.seed)
     digest = None
     if request.teacher is not None:
-        setup.teacher, digest = _build_teacher(request, recipe, images, image, views, world)
+        setup.teacher = _build_teacher(request, recipe, images, image, views, world)
+        digest = setup.teacher.digest
     method = module.METHOD(recipe, backbone, setup)
     return _Prepared(images, image, name, method, views, digest)
 
@@ -328,12 +332,46 @@ def _natural_size(images: Images) -> int:
 
 
 def _teacher_image(request: _Request) -> ImageSpec | None:
-    """The input of a teacher that has one of its own; hog and pixels take whatever the student takes."""
+    """The input of a teacher that is a run; named networks are built for the student's images instead."""
     from attar.models.saved import load_backbone
 
-    if request.teacher is None or request.teacher in ("hog", "pixels"):
-        return None
-    return load_backbone(request.teacher)[1]
+    if isinstance(request.teacher, (str, Path)):
+        return load_backbone(request.teacher)[1] if Path(request.teacher).is_dir() else None
+    return getattr(request.teacher, "image", None)
+
+
+def _build_teacher(
+    request: _Request, recipe: Recipe, images: Images, image: ImageSpec, views: Any, world: Any
+) -> Teacher:
+    """The teacher of a request, or a cache of its answers if the recipe asks for one."""
+    from attar.data.pack import cache_folder
+    from attar.models.teachers import cache_answers, load_teacher
+    from attar.train.loop import views_of
+
+    teacher = request.teacher
+    if isinstance(teacher, (str, Path)):
+        output = getattr(recipe, "teacher_output", "features")
+        teacher = load_teacher(teacher, output=output, image_size=image.size, channels=image.channels)
+    num_views = getattr(recipe, "teacher_views", 0)
+    if not num_views:
+        return teacher
+
+    def answers(show_progress: bool) -> Teacher:
+        return cache_answers(
+            teacher,
+            images,
+            image,
+            lambda batch, view: views_of(batch, views, request.seed, view).images,  # type: ignore[attr-defined]
+            num_views=num_views,
+            folder=Path(request.cache) if request.cache else cache_folder(),
+            key=json.dumps([request.method, _plain(asdict(recipe)), request.seed]),
+            device=world.device,
+            show_progress=show_progress,
+        )
+
+    cached = answers(request.progress) if world.is_main else None
+    world.barrier()
+    return cached if cached is not None else answers(False)
 
 
 def _fit_into_minutes(job: Any, minutes: float) -> Any:
@@ -349,7 +387,7 @@ def _fit_into_minutes(job: Any, minutes: float) -> Any:
         "%.2f s a step, %.1f s an epoch: %d epochs fit into %g minutes.", seconds, epoch_seconds, epochs, minutes
     )
     job.method.recipe = replace(job.method.recipe, epochs=epochs)
-    return type(job)(job.method, job.make_views, job.images, job.image, job.world, job.options)
+    return replace(job)  # the plan follows the recipe
 
 
 def _resolved(request: _Request, prepared: _Prepared, job: Any) -> dict[str, Any]:
@@ -367,7 +405,7 @@ def _resolved(request: _Request, prepared: _Prepared, job: Any) -> dict[str, Any
         "backbone": job.method.backbone.spec.to_json(),
         "teacher": None
         if request.teacher is None
-        else {"name": str(request.teacher), "digest": prepared.teacher_digest},
+        else {"name": _describe(request.teacher), "digest": prepared.teacher_digest},
         "image": _plain(prepared.image.to_json()),
         "data": {
             "source": _describe(request.source),

@@ -176,7 +176,7 @@ def _too_small(spec: BackboneSpec, error: Exception) -> str:
     smallest = _smallest_size(spec)
     least = f"it needs at least {smallest}" if smallest else "no larger size was found to work either"
     return (
-        f"{spec.name} cannot take images of {spec.image_size} x {spec.image_size} pixels with {spec.channels} channels: "
+        f"{spec.name} cannot take images of {spec.image_size} x {spec.image_size} pixels and {spec.channels} channels: "
         f"{least}. Use a larger --image-size, --stem small, or a net for small images such as resnet20. "
         f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     )

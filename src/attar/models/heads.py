@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ class MLP(nn.Sequential):
         if activation not in ACTIVATIONS:
             raise RecipeError("MLP: " + unknown_name("activation", activation, ACTIVATIONS))
         layers: list[nn.Module] = []
-        for i, (width_in, width_out) in enumerate(zip(dims[:-1], dims[1:])):
+        for i, (width_in, width_out) in enumerate(itertools.pairwise(dims)):
             last = i == len(dims) - 2
             layers.append(nn.Linear(width_in, width_out, bias=final_bias if last else bias))
             layers += _norm(final_norm if last else norm, width_out)

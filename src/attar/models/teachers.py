@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.data.images import Images, ImageSpec
+from attar.data.progress import Progress
 from attar.errors import CheckpointError, ShapeError
 from attar.models.backbones import Backbone
 from attar.models.saved import load_backbone, load_projector
@@ -141,16 +142,14 @@ def cache_answers(
         )
         table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         table[:] = np.nan
-        from attar.data.progress import progress_bar
-
         parts = np.array_split(np.arange(len(images)), max(-(-len(images) // batch_size), 1))
-        with progress_bar("teacher", total=num_views * len(parts), shown=show_progress) as advance:
+        with Progress("teacher", num_views * len(parts), shown=show_progress) as progress:
             for view in range(num_views):
                 for positions in parts:
                     batch = images.batch(positions).to(device)
                     answers = teacher(view_of(batch, view), batch.index, image)
                     table[view, images.index[positions]] = answers.cpu().numpy().astype(np.float16)
-                    advance(1)
+                    progress.advance()
         table.flush()
         del table
         os.replace(temporary, path)

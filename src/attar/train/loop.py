@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class Job:
     image: ImageSpec
     world: World
     options: LoopOptions
+    view_period: int | None = None  # draw the same views again after so many epochs (a teacher's cache holds them)
 
     def __post_init__(self) -> None:
         self.recipe = self.method.recipe
@@ -93,7 +94,7 @@ class Job:
     def prepare(self) -> None:
         """Move the method to its device, and build the optimiser there."""
         if self.world.world_size > 1:
-            synchronise_batch_norm(self.method, self.world.device)
+            synchronise_batch_norm(self.method)
         self.method.to(device=self.world.device)
         self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method.train()
@@ -184,7 +185,8 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
     job.optimiser.zero_grad(set_to_none=True)
     sums: dict[str, Tensor | float] = {}
     for i, canvases in enumerate(parts):
-        batch = views_of(canvases.to(job.world.device), job.make_views, job.options.seed, progress.epoch)
+        epoch = progress.epoch % job.view_period if job.view_period else progress.epoch
+        batch = views_of(canvases.to(job.world.device), job.make_views, job.options.seed, epoch)
         join = i == len(parts) - 1 or not isinstance(job.network, DistributedDataParallel)
         with contextlib.nullcontext() if join else job.network.no_sync():  # type: ignore[operator]
             with torch.autocast(job.world.device.type, dtype=torch.bfloat16, enabled=job.precision == torch.bfloat16):
@@ -227,7 +229,7 @@ def _cpu_computes_bf16() -> bool:
 
 def measure_step_seconds(job: Job, *, num_steps: int = 5) -> float:
     """Median seconds of an optimiser step, measured on a copy so that nothing of the run is touched."""
-    trial = Job(copy.deepcopy(job.method), job.make_views, job.images, job.image, job.world, job.options)
+    trial = replace(job, method=copy.deepcopy(job.method))
     trial.prepare()
     progress = Progress(step=0, total_steps=num_steps, epoch=0, total_epochs=1)
     seconds = []
