@@ -110,7 +110,7 @@ class Pack:
     def broken(self) -> dict[int, str]:
         """Reason by index, in order of the index."""
         reasons: dict[int, str] = {}
-        for line in (self.folder / "broken.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in filter(None, (self.folder / "broken.jsonl").read_text(encoding="utf-8").splitlines()):
             try:
                 row = json.loads(line)
             except ValueError:  # a line cut by a kill; its chunk was not finished and wrote it again
@@ -173,7 +173,7 @@ class Pack:
             self._write("canvases.bin", start * spec.image_bytes, canvases.data)
         if broken:
             with self._broken_lock, open(self.folder / "broken.jsonl", "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in broken))
+                file.write("\n" + "".join(json.dumps(row) + "\n" for row in broken))  # first ends a line cut by a kill
                 file.flush()
                 os.fsync(file.fileno())
         self._write("sizes.bin", start * 4, sizes.data)

@@ -109,7 +109,8 @@ def _found(listing: Any) -> str:
 
 def describe_ignored(ignored: Any) -> str:
     """'12 x .txt, 3 x without ending'"""
-    return ", ".join(f"{n} x {ending or 'without ending'}" for ending, n in ignored.most_common(8))
+    ranked = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} x {ending or 'without ending'}" for ending, n in ranked[:8])
 
 
 def array_source(
