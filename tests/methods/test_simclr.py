@@ -10,9 +10,10 @@ from attar.methods.contrastive.simclr import RECIPES
 
 
 def test_recipes_are_the_papers():
-    photo, small = RECIPES["photo"], RECIPES["small"]
+    photo, small, lars = (RECIPES[name] for name in ("photo", "small", "small_lars"))
     assert photo.peak_lr == pytest.approx(4.8) and photo.temperature == 0.1
-    assert small.peak_lr == pytest.approx(2.0) and small.temperature == 0.5 and small.blur == 0
+    assert small.peak_lr == pytest.approx(0.06) and lars.peak_lr == pytest.approx(2.0)
+    assert small.temperature == lars.temperature == 0.5 and small.blur == lars.blur == 0
 
 
 def test_step_is_nt_xent_of_both_views_in_one_pass(bench):

@@ -54,7 +54,18 @@ RECIPES = {
         colour_strength=1.0,
         blur=0.5,
     ),
-    "small": SimCLRRecipe(  # CIFAR-10, appendix B.9 and the published command
+    "small": SimCLRRecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 84.7 after 200 epochs
+        epochs=200,
+        batch_size=128,
+        optimiser="sgd",
+        base_lr=0.12,  # 0.06 at a batch of 128
+        weight_decay=5e-4,
+        decay_bias_and_norm=True,
+        temperature=0.5,
+        colour_strength=0.5,
+        blur=0.0,
+    ),
+    "small_lars": SimCLRRecipe(  # CIFAR-10, appendix B.9 and the published command; for long training
         epochs=1000,
         batch_size=512,
         optimiser="lars",

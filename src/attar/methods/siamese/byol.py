@@ -58,11 +58,12 @@ RECIPES = {
     ),
     "small": BYOLRecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 86.9 after 200 epochs
         epochs=200,
-        batch_size=256,
+        batch_size=128,
         optimiser="sgd",
         base_lr=0.12,  # 0.06 at a batch of 128
         warmup_fraction=10 / 200,
         weight_decay=5e-4,
+        decay_bias_and_norm=True,
         momentum=0.99,
         projector_hidden_dim=1024,
         predictor_hidden_dim=1024,

@@ -16,8 +16,8 @@ a cosine. t_t rises linearly from epoch to epoch over the first part of training
 The last layer gets no update in the first epoch, gradients are clipped tensor by tensor, and weight decay rises by a
 cosine (appendix C).
 
-Differs: the paper's student has drop-path 0.1; here the backbone comes as it was built, without. The published code
-draws a random drop-path for the student alone, so its teacher has none either way.
+Differs: the paper's student, not its teacher, has drop-path 0.1; here the backbone comes as it was built, without.
+The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe.
 """
 
 from __future__ import annotations
@@ -93,11 +93,12 @@ RECIPES = {
     ),
     "small": DINORecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 84.0 after 200 epochs
         epochs=200,
-        batch_size=256,
+        batch_size=128,
         optimiser="sgd",
         base_lr=0.12,  # 0.06 at a batch of 128
         warmup_fraction=10 / 200,
         weight_decay=5e-4,
+        decay_bias_and_norm=True,
         clip_gradient=3.0,
         clip_per_parameter=True,
         teacher_temperature=0.04,

@@ -1,0 +1,66 @@
+"""Two steps of every method on this process' half of each batch; run as a script it is one of two processes:
+
+python half_batches.py RANK STORE OUT     writes loss and state after the steps to OUT
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from attar.methods import CATALOGUE
+from attar.views.draws import Draws
+
+_spec = importlib.util.spec_from_file_location("methods_conftest", Path(__file__).with_name("conftest.py"))
+bench = importlib.util.module_from_spec(_spec)
+sys.modules["methods_conftest"] = bench
+_spec.loader.exec_module(bench)
+
+
+def two_steps(name: str, rank: int, world_size: int) -> dict[str, Any]:
+    """Mean loss of both steps over processes, and the state after them. Gradients are averaged as DDP does."""
+    built = bench.build(name)
+    built.method.eval()  # batch statistics are synchronised by the loop, which is not here
+    losses = []
+    for step in range(2):
+        positions = (np.arange(bench.BATCH) + step * bench.BATCH) % len(built.images)
+        canvases = built.images.batch(np.split(positions, world_size)[rank])
+        batch = built.make_views(canvases, Draws(0, canvases.index, epoch=0))
+        built.optimiser.zero_grad()
+        loss = built.method(batch, built.progress(step)).loss
+        loss.backward()
+        for parameter in built.method.parameters():
+            if parameter.grad is not None:
+                parameter.grad = averaged(parameter.grad, world_size)
+        built.optimiser.step()
+        built.method.after_step(built.progress(step))
+        losses.append(averaged(loss.detach(), world_size))
+    return {"losses": torch.stack(losses), "state": dict(built.method.state_dict())}
+
+
+def averaged(value: Tensor, world_size: int) -> Tensor:
+    if world_size == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size
+
+
+def main(rank: int, store: str, out: str) -> None:
+    wait = timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=wait)
+    torch.save({name: two_steps(name, rank, 2) for name in CATALOGUE}, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
