@@ -48,7 +48,16 @@ def test_random_init_is_the_same_network_with_other_weights_fixed_by_the_seed(mo
     assert (weights(first) == weights(again)).all()
     assert (weights(first) != weights(m)).any()
     assert (weights(first) != weights(other)).any()
-    assert first.settings == {"batchnorm": "statistics measured on 40 training images"}
+
+
+def test_random_init_takes_the_statistics_that_make_it_stronger(model, monkeypatch):
+    tried = []
+    monkeypatch.setattr("attar.train.health.online_knn", lambda values, labels: tried.append(values) or len(tried) == 1)
+    assert random_init(model()).settings == {"batchnorm": "measured on 40 training images"}
+    assert (tried[0] != tried[1]).any()
+    tried[:] = [0] * 2
+    monkeypatch.setattr("attar.train.health.online_knn", lambda values, labels: tried.append(values) or len(tried) == 4)
+    assert random_init(model()).settings == {"batchnorm": "as initialised"}
 
 
 def test_random_init_does_not_touch_the_global_generator(model):
@@ -61,13 +70,13 @@ def test_random_init_does_not_touch_the_global_generator(model):
 def test_calibrated_statistics_are_those_of_the_images(striped, spec):
     net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.37), nn.Flatten(), nn.Dropout(0.5))
     images = striped(32)
-    assert calibrate_batchnorm(net, images, spec, device="cpu", batch_size=16) == 32
+    assert calibrate_batchnorm(net, images, spec, device="cpu", batch_size=16)
     views = CentreView(spec)(images.batch(images.rows))
     assert net[0].running_mean.numpy() == pytest.approx(views.mean((0, 2, 3)).numpy(), abs=1e-5)
     assert net[0].running_var.numpy() == pytest.approx(views.var((0, 2, 3)).numpy(), rel=0.02)
     assert net[0].momentum == 0.37
     assert net.training and net[0].training
-    assert calibrate_batchnorm(nn.Flatten(), images, spec, device="cpu", batch_size=16) == 0
+    assert not calibrate_batchnorm(nn.Flatten(), images, spec, device="cpu", batch_size=16)
 
 
 def test_pixels_and_hog_look_at_thumbnails(model, spec):

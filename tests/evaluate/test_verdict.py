@@ -84,6 +84,13 @@ def test_a_small_test_set_is_called_small():
     assert "That is wide: for ± 2.0 points about 1,500 test images are needed." in text
 
 
+def test_over_seeds_the_number_of_test_images_is_no_remedy():
+    text = verdict(findings(RANDOM, against("hog", 0.79, -0.01, 0.03), low=0.7, high=0.9, num_seeds=5))
+    assert "at 95 %, over 5 draws of the labelled images; differences are paired by draw." in text
+    assert "Next: more draws (num_seeds) would tell" in text
+    assert "test images are needed" not in text
+
+
 def test_areas_are_not_percentages():
     auc = dict(metric="roc_auc", chance=0.5)
     text = verdict(findings(against("random_init", 0.6, 0.15, 0.25, metric="roc_auc"), **auc))

@@ -265,6 +265,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
         high=own["high"],
         chance=chance(metric, task.test_labels, task.num_classes),
         num_test=len(task.test),
+        num_seeds=own["settings"].get("num_seeds", 1),
         comparisons=comparisons,
         seen_in_pretraining=seen,
         omitted=measured.omitted | measured.undefined,

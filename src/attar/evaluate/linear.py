@@ -83,7 +83,7 @@ def linear_probe(
     Args:
         values: training features (n, D), float32 or float64; the computation stays on their device.
         labels: int64 (n,) in 0 .. num_classes - 1.
-        penalties: tried from strong to weak, until cross-entropy has risen twice; a single one is taken as it is.
+        penalties: tried from strong to weak until cross-entropy rises; a single one is taken as it is.
         standardise: statistics to use instead of those of `values`, e.g. of more images without labels.
         seed: of the held-out parts and of SGD's order.
     """
@@ -216,7 +216,7 @@ def _choose_by_lbfgs(
         return penalties[0], None
     parts = [(x[fitted], labels[fitted], x[held_out], labels[held_out]) for fitted, held_out in splits]
     weights: list[Tensor | None] = [None] * len(parts)
-    best, best_loss, best_start, worse = penalties[0], math.inf, None, 0
+    best, best_loss, best_start = penalties[0], math.inf, None
     for penalty in penalties:
         loss = 0.0
         for i, (fitted, fitted_labels, held_out, held_out_labels) in enumerate(parts):
@@ -231,12 +231,9 @@ def _choose_by_lbfgs(
             )
             weights[i] = weight
             loss += _cross_entropy(held_out, held_out_labels, weight) / len(parts)
-        if loss < best_loss:
-            best, best_loss, best_start, worse = penalty, loss, weights[0], 0
-        else:
-            worse += 1
-        if worse == 2:
+        if loss >= best_loss:  # weaker ones overfit more, and are the slow ones
             break
+        best, best_loss, best_start = penalty, loss, weights[0]
     return best, best_start
 
 

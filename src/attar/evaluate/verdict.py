@@ -62,6 +62,7 @@ class Findings:
     high: float
     chance: float
     num_test: int
+    num_seeds: int = 1  # draws of the labelled images; above one, intervals are over these
     comparisons: list[Comparison] = field(default_factory=list)  # of the main protocol and metric only
     feature_std: float | None = None
     feature_rank: float | None = None
@@ -150,6 +151,9 @@ def _of_pretrained(f: Findings) -> str:
 
 def _how_sure(f: Findings) -> str:
     half = (f.high - f.low) / 2
+    if f.num_seeds > 1:
+        drawn = f"over {f.num_seeds} draws of the labelled images"
+        return f"How sure: ± {_points(f, half)} at 95 %, {drawn}; differences are paired by draw."
     sure = f"How sure: ± {_points(f, half)} at 95 %; differences are paired, on the same test images."
     if half > WIDE:
         needed = _round_up(f.num_test * (half / WANTED) ** 2)
@@ -192,6 +196,8 @@ def _more_images(f: Findings) -> list[str]:
     if not f.controls or f.controls[0].outcome != "not distinguishable":
         return []
     best = f.controls[0]
+    if f.num_seeds > 1:
+        return [f"more draws (num_seeds) would tell whether it differs from {NAMES[best.subject]}."]
     half = (best.high - best.low) / 2
     if abs(best.difference) <= half / 10:
         return [f"only a much larger, or harder, test set could tell the model from {NAMES[best.subject]}."]
