@@ -282,6 +282,8 @@ def _prepare(request: _Request, world: Any, saved: dict[str, Any] | None) -> _Pr
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
     if saved is not None and request.minutes is not None:
         overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
+    if "batch_size" not in overrides:
+        overrides |= _fitting_batch(module.RECIPES.get(name), len(images), world, saved)
     recipe = resolve_recipe(request.method, name, overrides)
     for field in ("epochs", "batch_size"):
         if getattr(recipe, field) < 1:
@@ -326,6 +328,35 @@ def _load_images(request: _Request, size: int, channels: int | str, world: Any) 
     return images if images is not None else read(False)
 
 
+_LARGEST_BATCH = {"cpu": 256, "cuda": 1024}  # for a process, unless the person asks for more
+
+
+def _fitting_batch(recipe: Recipe | None, num_images: int, world: Any, saved: dict[str, Any] | None) -> dict[str, int]:
+    """A batch for this machine and this data, where the person named none and the paper's is larger; said aloud.
+
+    The learning rate follows by the recipe's own scaling rule.
+    """
+    if saved is not None:
+        return {"batch_size": saved["settings"]["batch_size"]}
+    if recipe is None:  # an unknown name: resolve_recipe says so
+        return {}
+    quarter = 2 ** max((max(num_images, 1) // 4).bit_length() - 1, 1)
+    fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, quarter)
+    if recipe.batch_size <= fitting:
+        return {}
+    lr = replace(recipe, batch_size=fitting).peak_lr
+    logger.info(
+        "Batch %d instead of the recipe's %d, to suit %d images on %s; the learning rate follows: %.3g. "
+        "(--batch-size sets it.)",
+        fitting,
+        recipe.batch_size,
+        num_images,
+        world.device.type,
+        lr,
+    )
+    return {"batch_size": fitting}
+
+
 def _natural_size(images: Images) -> int:
     """224, or the side of the images where they are smaller (canvases never exceed the largest image)."""
     return 224 if images.canvas_size >= 224 else images.canvas_size
@@ -344,7 +375,7 @@ def _build_teacher(
     request: _Request, recipe: Recipe, images: Images, image: ImageSpec, views: Any, world: Any
 ) -> Teacher:
     """The teacher of a request, or a cache of its answers if the recipe asks for one."""
-    from attar.data.pack import cache_folder
+    from attar.data.cache import cache_folder
     from attar.models.teachers import cache_answers, load_teacher
     from attar.train.loop import views_of
 
@@ -402,6 +433,7 @@ def _resolved(request: _Request, prepared: _Prepared, job: Any) -> dict[str, Any
         "method": request.method,
         "recipe": prepared.recipe_name,
         "settings": _plain(asdict(job.recipe)),
+        "peak_lr": job.recipe.peak_lr,
         "backbone": job.method.backbone.spec.to_json(),
         "teacher": None
         if request.teacher is None
@@ -421,7 +453,7 @@ def _resolved(request: _Request, prepared: _Prepared, job: Any) -> dict[str, Any
         "pretrained": request.pretrained,
         "command": " ".join(["attar", *sys.argv[1:]]) if Path(sys.argv[0]).name == "attar" else "attar.stages",
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"attar": attar.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"attar": attar.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
 
 

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import logging
 import time
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +107,9 @@ class Job:
             self.method.backbone.compile()
         if self.world.world_size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
+            with warnings.catch_warnings():  # torch 2.15 renames broadcast_buffers; the old name works everywhere
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
 
 
 @dataclass(frozen=True)
