@@ -161,13 +161,13 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
         raise RecipeError(f"{method}: " + unknown_name("recipe", recipe, recipes))
     base = recipes[recipe]
     overrides = dict(overrides or {})
-    fields = {f.name for f in dataclasses.fields(base)}
+    fields = {f.name: str(f.type) for f in dataclasses.fields(base)}
     for name in overrides:
         if name not in fields:
             raise RecipeError(f"{method}: " + unknown_name("recipe field", name, fields, limit=40))
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | overrides
     for name, given in overrides.items():
-        if isinstance(given, str) and given.lower() in ("none", "null"):
+        if isinstance(given, str) and given.lower() in ("none", "null") and "None" in fields[name]:
             values[name] = None
         elif isinstance(given, str) and isinstance(getattr(base, name), tuple):
             values[name] = [part for part in given.strip("()[] ").replace(" ", "").split(",") if part]
