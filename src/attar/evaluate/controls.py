@@ -127,6 +127,7 @@ def pretrained_twin(model: Subject) -> Subject:
     import timm
 
     published = timm.get_pretrained_cfg(spec.name)
+    assert published is not None
     backbone = build_backbone(
         spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem, pretrained=True
     )
@@ -152,6 +153,7 @@ def cached_weights(name: str) -> str | None:
 
         if isinstance(try_to_load_from_cache(published.hf_hub_id, "model.safetensors"), str):
             return str(published.hf_hub_id)
-    if published.url and (Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name).is_file():
-        return Path(published.url).name
+    if isinstance(published.url, str) and published.url:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+        return file.name if file.is_file() else None
     return None

@@ -125,8 +125,7 @@ def prepare(train: Images, test: Images | None, *, seed: int) -> tuple[Images, I
     train = _labelled(train)
     if test is not None:
         test = _labelled(test)
-    present = np.unique(train.labels)
-    names = {int(label): _class_name(train, label) for label in present}
+    names = _names_of_labels(train)
     if len(names) < 2:
         raise DataError(f"evaluate: {train.name} holds a single class, {next(iter(names.values()))!r}; two are needed.")
     order = {name: number for number, name in enumerate(names.values())}
@@ -156,13 +155,15 @@ def _labelled(images: Images) -> Images:
     return images if len(known) == len(images) else images.subset(known)
 
 
-def _class_name(images: Images, label: int) -> str:
-    return images.classes[label] if label < len(images.classes) else str(label)
+def _names_of_labels(images: Images) -> dict[int, str]:
+    """The labels that occur, and their names; the number itself where there is none."""
+    assert images.labels is not None
+    return {int(n): images.classes[n] if n < len(images.classes) else str(n) for n in np.unique(images.labels)}
 
 
 def _relabelled(images: Images, order: dict[str, int], *, of: str = "") -> Images:
     assert images.labels is not None
-    names = {int(label): _class_name(images, label) for label in np.unique(images.labels)}
+    names = _names_of_labels(images)
     unseen = [name for name in names.values() if name not in order]
     if unseen:
         raise DataError(
