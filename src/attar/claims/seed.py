@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from attar.claims.base import ClaimResult, compare
 from attar.errors import RecipeError
 
 if TYPE_CHECKING:
-    from attar.data.images import Images
+    from torch import Tensor
+
+    from attar.data.images import Images, ImageSpec
+    from attar.models.teachers import FrozenTeacher
 
 STATEMENT = "SEED's student beats the same student pretrained alone."
 ARMS = {
@@ -82,10 +85,14 @@ SIZES = {
 METRICS = ("knn", "linear")
 
 
-def CLAIM(*, data: str | None, test: str | None, size: str, out: Path, seeds: int | None, device: str) -> ClaimResult:
+def run_claim(
+    *, data: str | None, test: str | None, size: str, out: Path, seeds: int | None, device: str
+) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge. See the module's docstring."""
     if size not in SIZES:
         raise RecipeError(f"--size {size!r} is unknown; accepted: {', '.join(SIZES)}.")
+    from attar.models.teachers import load_teacher
+
     plan = SIZES[size]
     num_seeds = seeds or plan.seeds
     train, held_out = _data(data or "digits", test, plan)
@@ -107,15 +114,16 @@ def CLAIM(*, data: str | None, test: str | None, size: str, out: Path, seeds: in
     stages.pretrain(
         train, out=teacher, backbone=plan.teacher, stem=plan.stem, epochs=plan.teacher_epochs, resume=True, **common
     )
+    untrained_twin(teacher, out / "random-teacher", train)
     _note(result, "teacher", teacher, train, held_out, device)
     for seed in range(num_seeds):
         common |= {"seed": seed, "epochs": plan.student_epochs, "resume": True, "backbone": plan.student}
         folder = out / f"seed{seed}"
         stages.pretrain(train, out=folder / "alone", **common)
         stages.distill(train, teacher=teacher, out=folder / "seed", **common)
-        stages.distill(train, teacher=untrained_twin(teacher, out / "random-teacher"), out=folder / "random", **common)
-        stages.distill(train, teacher=f"permuted:{teacher}", out=folder / "permuted", **common)
-        untrained_twin(folder / "alone", folder / "untrained", seed=seed)
+        stages.distill(train, teacher=out / "random-teacher", out=folder / "random", **common)
+        stages.distill(train, teacher=PermutedTeacher(load_teacher(teacher)), out=folder / "permuted", **common)
+        untrained_twin(folder / "alone", folder / "untrained", train, seed=seed)
         for arm in ("untrained", "alone", "seed", "random", "permuted"):
             _note(result, arm, folder / arm, train, held_out, device)
         result.verdict = judge(result, digits=data is None)
@@ -171,9 +179,42 @@ def _at_most(images: Images, number: int) -> Images:
     return images.subset(np.sort(np.random.default_rng(0).permutation(len(images))[:number]))
 
 
-def untrained_twin(run: Path, out: Path, *, seed: int = 0) -> Path:
-    """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run."""
-    raise NotImplementedError
+def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
+    """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run.
+
+    Its batch norm statistics are those of the images: with the initial ones it would be a straw man.
+    """
+    import torch
+
+    from attar.evaluation.controls import calibrate_batchnorm
+    from attar.models.backbones import build_backbone
+    from attar.models.heads import MLP
+    from attar.models.saved import load_backbone, load_projector, save_backbone, save_projector
+
+    trained, image, _ = load_backbone(run)
+    head = load_projector(run)
+    torch.manual_seed(seed)
+    backbone = build_backbone(**trained.spec.to_json())
+    calibrate_batchnorm(backbone, images, image, device="cpu", batch_size=256)
+    out.mkdir(parents=True, exist_ok=True)
+    if head is not None:
+        save_projector(out, MLP.from_spec(head.spec))
+    save_backbone(out, backbone, image, provenance={"name": f"{trained.spec.name} at random initialisation"})
+    return out
+
+
+class PermutedTeacher:
+    """A teacher that answers for another image of the batch: the targets keep their distribution, not their meaning."""
+
+    def __init__(self, teacher: FrozenTeacher):
+        self.teacher = teacher
+        self.name = "the teacher's answers, permuted within the batch"
+        self.image = teacher.image
+        self.num_features_out = teacher.num_features_out
+        self.digest = f"permuted {teacher.digest}"
+
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        return self.teacher(images, index, image, view).roll(1, dims=0)  # the order of a batch is random already
 
 
 def _note(result: ClaimResult, arm: str, run: Path, train: Images, held_out: Images, device: str) -> None:
@@ -187,4 +228,4 @@ def _note(result: ClaimResult, arm: str, run: Path, train: Images, held_out: Ima
             row.setdefault(found["protocol"], []).append(found["value"])
 
 
-__all__: list[Any] = ["CLAIM", "SIZES", "judge", "untrained_twin"]
+CLAIM = run_claim
