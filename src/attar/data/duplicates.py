@@ -18,7 +18,8 @@ MIN_DETAIL = 4.0  # spread of a thumbnail in grey levels, below which a picture 
 
 def gradient_hash(grey: np.ndarray) -> int:
     """64 bits: is each of 8 x 9 cells brighter than its right neighbour? Independent of brightness and contrast."""
-    cells = np.asarray(Image.fromarray(grey).resize((9, 8), Image.Resampling.BOX), np.int16)
+    fine = Image.fromarray(grey.astype(np.float32))  # rounded cells would make ties, which noise then decides
+    cells = np.asarray(fine.resize((9, 8), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes(), "little")
 
 
