@@ -23,7 +23,7 @@ _HOME = {
     "embed": "attar.stages",
     "load": "attar.stages",
     "run": "attar.pipeline",
-    "export": "attar.export",
+    "export": "attar.stages",
     "report": "attar.stages",
     "doctor": "attar.data.doctor",
     "load_images": "attar.data.load",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from attar.data.images import Images, ImageSpec
     from attar.evaluate.evaluation import Evaluation
+    from attar.exporting import ExportResult
     from attar.methods.base import Method, Recipe
     from attar.models.encoder import Encoder
     from attar.models.teachers import Teacher
@@ -692,3 +693,43 @@ def load(run: str | Path) -> Encoder:
 
     backbone, image, _ = load_backbone(run)
     return Encoder(backbone, image).eval()
+
+
+def export(
+    run: str | Path,
+    *,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    calibration: str | Path | Images | None = None,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> ExportResult:
+    """Write a run's backbone in a format to deploy, checked against the original.
+
+    Args:
+        format: onnx, safetensors, timm, or int8 (ONNX, statically quantised).
+        out: file to write; default: inside the run folder.
+        calibration: images for int8.
+
+    Returns:
+        Size, parity, latency and a snippet that loads it; also written to export.json in the run folder.
+    """
+    from attar.data.load import load_images
+    from attar.exporting import FORMATS, export_backbone
+    from attar.models.saved import load_backbone
+
+    backbone, image, _ = load_backbone(run)
+    images = calibration
+    if calibration is not None:
+        images = load_images(
+            calibration, image_size=image.size, channels=image.channels, cache=cache, progress=progress
+        )
+    target = Path(out) if out is not None else Path(run) / f"backbone{FORMATS.get(format, '')}"
+    if format == "safetensors" and out is None:
+        target = Path(run) / "export" / "backbone.safetensors"  # the run's own file of that name stays what it is
+    result = export_backbone(backbone, image, format=format, out=target, calibration=images)  # type: ignore[arg-type]
+    if (Path(run) / "recipe.yaml").is_file():
+        folder = RunFolder.open(run)
+        exports = folder.read_json("export.json") or {}
+        folder.write_json("export.json", {**exports, format: result.to_json()})
+    return result
