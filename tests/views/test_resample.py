@@ -93,6 +93,15 @@ def test_shift_moves_the_window_over_black(make_batch, canvas, size):
         torch.testing.assert_close(view, expected.flip(-1) if mirrored else expected)
 
 
+def test_shift_of_an_enlarged_picture_does_not_repeat_its_edge():
+    """A pixel of the resized picture beyond its edge would still be near a real pixel, yet it is black."""
+    boxes, shift = torch.tensor([[2.0, 2.0, 10.0, 10.0]]), torch.tensor([[3, -2]])
+    view = crop_and_resize(torch.ones(1, 1, 14, 14), boxes, 40, shift=shift)[0, 0]
+    expected = torch.zeros(40, 40)
+    expected[:37, 2:] = 1
+    torch.testing.assert_close(view, expected)
+
+
 def test_autocast_does_not_degrade_pixels(make_batch):
     canvases, boxes = make_batch(2).canvases, random_boxes(2, 40)
     exact = crop_and_resize(canvases, boxes, 32)
