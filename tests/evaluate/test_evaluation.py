@@ -74,6 +74,13 @@ def test_details_hold_what_a_report_draws(evaluation):
     assert details["omitted"] == {"pretrained": "no published weights of this network are on this machine"}
 
 
+def test_intervals_of_differences_hold_the_differences(evaluation):
+    for c in evaluation.details["comparisons"]:
+        assert c["low"] <= c["difference"] <= c["high"]
+        assert c["difference"] == pytest.approx(c["model_value"] - c["value"])
+    assert any(c["difference"] > 0 for c in evaluation.details["comparisons"])
+
+
 def test_table_has_a_column_for_each_subject(evaluation):
     from rich.console import Console
 
@@ -125,6 +132,9 @@ def test_low_label_rows_carry_seeds_and_variants(striped, spec, network):
     assert [r["settings"]["variant"] for r in rows] == ["1-shot", "5-shot"]
     assert rows[0]["settings"]["interval"] == "t, 3 seeds"
     assert {c["variant"] for c in result.details["comparisons"]} == {"1-shot", "5-shot"}
+    for c in result.details["comparisons"]:
+        assert c["low"] <= c["difference"] <= c["high"]
+    assert any(c["difference"] != 0 for c in result.details["comparisons"])
 
 
 def test_fine_tuning_leaves_out_what_has_no_weights(striped, spec, network):

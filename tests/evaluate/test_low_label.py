@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from attar.data.splits import subset_per_class
 from attar.errors import AttarError
-from attar.evaluate.linear import linear_probe
+from attar.evaluate.linear import Standardiser, linear_probe
 from attar.evaluate.low_label import FewShot, LowLabel
 
 
@@ -28,6 +29,16 @@ def test_all_labels_equal_the_linear_probe(subject):
     outcome = LowLabel(fractions=(1.0,)).run(s)[0]
     probe = linear_probe(s.train.values, s.train_labels, num_classes=3)
     assert outcome.scores[0] == pytest.approx(probe.scores(s.test.values))
+
+
+def test_a_few_labels_use_the_statistics_of_all_training_images(subject):
+    s = subject(apart=1.0)
+    outcome = FewShot(shots=(3,), num_seeds=1).run(s)[0]
+    rows = subset_per_class(s.task.train_labels, 3, 0)
+    few, labels = s.train.values[rows], s.train_labels[rows]
+    probe = linear_probe(few, labels, num_classes=3, standardise=Standardiser.of(s.train.values))
+    assert outcome.scores[0] == pytest.approx(probe.scores(s.test.values))
+    assert outcome.scores[0] != pytest.approx(linear_probe(few, labels, num_classes=3).scores(s.test.values))
 
 
 def test_separable_classes_need_few_labels(subject):
