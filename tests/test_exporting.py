@@ -18,7 +18,7 @@ from attar.models.backbones import build_backbone
 from attar.models.saved import load_backbone, save_backbone
 
 GREY = ImageSpec(size=16, channels=1, mean=(0.4,), std=(0.2,))
-COLOUR = ImageSpec(size=32, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2), crop_fraction=0.875)
+COLOUR = ImageSpec(size=32, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2), crop_fraction=0.9)
 
 
 def run_folder(folder: Path, name: str, image: ImageSpec) -> Path:

@@ -327,8 +327,8 @@ def _preparation(image: ImageSpec) -> str:
     mode = {1: "L", 3: "RGB"}.get(image.channels, "RGB")
     return f"""\
 picture = Image.open("photo.jpg").convert("{mode}")
-side = round(min(picture.size) * {image.crop_fraction:g})
-left, top = (picture.width - side) // 2, (picture.height - side) // 2
+side = min(picture.size) * {image.crop_fraction:g}
+left, top = (picture.width - side) / 2, (picture.height - side) / 2
 box = (left, top, left + side, top + side)
 picture = picture.resize(({image.size}, {image.size}), Image.Resampling.BILINEAR, box=box)
 pixels = np.asarray(picture, np.float32).reshape({image.size}, {image.size}, {image.channels})
