@@ -143,6 +143,12 @@ def test_near_pairs_equal_a_loop_over_all_pairs(make):
     assert len(expected) >= 4 and [3, 15] not in expected
 
 
+def test_hashes_may_differ_in_six_bits(make):
+    small = thumbnail(greys(make, 1)[0])
+    hashes = np.array([0, 0b111111, 0b1111111000000], np.uint64)  # 6 bits from the first; 7 from it, 13 between them
+    assert near_pairs(hashes, np.stack([small] * 3)).tolist() == [[0, 1]]
+
+
 def test_flat_pictures_are_never_alike():
     flat = np.full((3, 1024), 90, np.uint8)
     assert near_pairs(np.zeros(3, np.uint64), flat).shape == (0, 2)

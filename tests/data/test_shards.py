@@ -53,6 +53,14 @@ def test_patterns_and_labels(shards):
         open_source(f"shards:{shards}/none.tar")
 
 
+def test_one_image_a_sample(make, shards):
+    with wds.TarWriter(str(shards / "two.tar")) as writer:
+        writer.write(
+            {"__key__": "x", "jpg": make.encoded(make.picture(), "JPEG"), "png": make.encoded(make.picture(1))}
+        )
+    assert list(open_source(f"shards:{shards}/two.tar").where) == ["two/x"]
+
+
 def test_remote_shards_are_copied_once(shards, own_cache):
     url = f"pipe:cat {shards}/set-000.tar"
     first = load_images(f"shards:{url}", image_size=32)
