@@ -21,7 +21,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.neighbors import KNeighborsClassifier
 
-from attar.evaluate.knn import knn_scores
+from attar.evaluation.knn import knn_scores
 
 NUM_CLASSES = 10
 TEMPERATURE = 0.07

@@ -49,7 +49,10 @@ def test_one_method_whole():
         (["distill", "digits", "--teacher", "hog", "--out", "{tmp}/r", "--method", "simclr"], "no use for a teacher"),
         (["pretrain", "{tmp}/none", "--out", "{tmp}/r"], "/none"),
         (["pretrain", "{tmp}", "--out", "{tmp}/r"], "no usable image"),
-        (["pretrain", "digits", "--out", "{tmp}/r", "--backbone", "resnet8", "--batch-size", "4096"], "larger than the data"),
+        (
+            ["pretrain", "digits", "--out", "{tmp}/r", "--backbone", "resnet8", "--batch-size", "4096"],
+            "larger than the data",
+        ),
         (["pretrain", "digits", "--out", "{tmp}", "--backbone", "resnet8"], "not empty and is no run"),
         (["pretrain", "digits", "--out", "{tmp}/r", "--epochs", "1", "--minutes", "1"], "give one of them"),
         (["evaluate", "{tmp}/none", "digits"], "none"),

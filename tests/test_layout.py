@@ -75,4 +75,6 @@ def test_help_and_catalogue_import_nothing_heavy():
 
 def test_losses_need_nothing_above_them():
     loaded = loaded_by("import attar.losses")
-    assert not {name for name in loaded if name.startswith(("attar.train", "attar.methods", "attar.views", "attar.stages"))}
+    assert not {
+        name for name in loaded if name.startswith(("attar.train", "attar.methods", "attar.views", "attar.stages"))
+    }

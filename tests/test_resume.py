@@ -15,7 +15,18 @@ from attar import stages
 from attar.errors import RunError
 from attar.train.log import read_json_lines
 
-COMMON = ["--backbone", "resnet8x0.5", "--image-size", "8", "--epochs", "2", "--batch-size", "128", "--precision", "fp32"]
+COMMON = [
+    "--backbone",
+    "resnet8x0.5",
+    "--image-size",
+    "8",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "128",
+    "--precision",
+    "fp32",
+]
 METHODS = {
     "moco": ["-s", "queue_length=512"],  # queue and momentum teacher
     "dino": ["-s", "num_prototypes=64"],  # centre, momentum teacher, schedules
@@ -70,7 +81,9 @@ def test_a_signal_saves_and_leaves_cleanly(tmp_path, number):
 
 
 def test_resuming_with_other_settings_is_refused_with_the_fields(tmp_path):
-    settings = dict(backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=256, progress=False, out=tmp_path / "run")
+    settings = dict(
+        backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=256, progress=False, out=tmp_path / "run"
+    )
     run = stages.pretrain("digits", **settings)
     assert stages.pretrain("digits", **settings, resume=True).fit is None  # complete: nothing to do
     (run.path / "backbone.json").unlink()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from attar.data.images import Images, ImageSpec
-    from attar.evaluate.evaluation import Evaluation
+    from attar.evaluation.evaluation import Evaluation
     from attar.exporting import ExportResult
     from attar.methods.base import Method, Recipe
     from attar.models.encoder import Encoder
@@ -507,7 +507,7 @@ def _finish(run: RunFolder, job: Any, resolved: dict[str, Any], result: FitResul
 
     from attar.models.heads import MLP
     from attar.models.saved import save_backbone, save_projector
-    from attar.report.gallery import collect_gallery
+    from attar.reporting.gallery import collect_gallery
     from attar.train.loop import views_of
     from attar.views.contact_sheet import contact_sheet
 
@@ -571,7 +571,7 @@ def evaluate(
     Returns:
         rows {protocol, metric, value, low, high, settings, subject} and a verdict in words.
     """
-    from attar.evaluate.evaluation import evaluate as measure
+    from attar.evaluation.evaluation import evaluate as measure
     from attar.models.saved import load_backbone
 
     backbone, image, provenance = load_backbone(run)
@@ -639,7 +639,7 @@ def embed(
         Number of rows and of features.
     """
     from attar.data.load import load_images
-    from attar.evaluate.features import extract_features
+    from attar.evaluation.features import extract_features
     from attar.models.saved import load_backbone
     from attar.train.distributed import choose_device
 
@@ -733,3 +733,10 @@ def export(
         exports = folder.read_json("export.json") or {}
         folder.write_json("export.json", {**exports, format: result.to_json()})
     return result
+
+
+def report(runs: Sequence[str | Path], *, out: str | Path = "report.html") -> Path:
+    """Write one self-contained HTML page about runs (the first is its subject); returns the page's path."""
+    from attar.reporting.page import write_report
+
+    return write_report([Path(run) for run in runs], Path(out))

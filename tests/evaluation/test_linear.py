@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from attar.errors import AttarError
-from attar.evaluate import linear
-from attar.evaluate.linear import FALLBACK_PENALTY, Linear, Standardiser, fit_logistic, fit_sgd, linear_probe
+from attar.evaluation import linear
+from attar.evaluation.linear import FALLBACK_PENALTY, Linear, Standardiser, fit_logistic, fit_sgd, linear_probe
 
 
 def problem(n=60, dim=5, num_classes=3, seed=0, noise=1.5):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attar.errors import AttarError
-from attar.evaluate.finetune import Finetune, _rate_factor
-from attar.evaluate.subject import Subject, Task
+from attar.evaluation.finetune import Finetune, _rate_factor
+from attar.evaluation.subject import Subject, Task
 from attar.models.backbones import build_backbone
 
 QUICK = dict(epochs=1, min_steps=25, batch_size=16, learning_rates=(3e-3,))

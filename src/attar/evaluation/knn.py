@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attar.errors import AttarError
-from attar.evaluate.subject import Outcome, Protocol, Subject
+from attar.evaluation.subject import Outcome, Protocol, Subject
 
 DEFAULT_K = 20
 BLOCK_VALUES = 1 << 25  # similarities held at once: 128 MB of float32

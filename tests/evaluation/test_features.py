@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from attar.errors import AttarError, DataError
-from attar.evaluate.features import extract_features, tracked
+from attar.evaluation.features import extract_features, tracked
 from attar.models.backbones import build_backbone
 from attar.views.augmentation import CentreView
 

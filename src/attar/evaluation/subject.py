@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.data.images import Images, ImageSpec
-from attar.evaluate.features import Features, extract_features
+from attar.evaluation.features import Features, extract_features
 
 if TYPE_CHECKING:
     from attar.models.backbones import BackboneSpec

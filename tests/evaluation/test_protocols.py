@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from attar.errors import RecipeError
-from attar.evaluate.finetune import Finetune
-from attar.evaluate.knn import Knn
-from attar.evaluate.linear import Linear
-from attar.evaluate.low_label import FewShot, LowLabel
-from attar.evaluate.protocols import PROTOCOLS, parse_protocol
+from attar.evaluation.finetune import Finetune
+from attar.evaluation.knn import Knn
+from attar.evaluation.linear import Linear
+from attar.evaluation.low_label import FewShot, LowLabel
+from attar.evaluation.protocols import PROTOCOLS, parse_protocol
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 
 from attar.data.splits import subset_per_class
 from attar.errors import AttarError
-from attar.evaluate.linear import Standardiser, linear_probe
-from attar.evaluate.low_label import FewShot, LowLabel
+from attar.evaluation.linear import Standardiser, linear_probe
+from attar.evaluation.low_label import FewShot, LowLabel
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_seeds_draw_different_labels_and_more_labels_help(subject):
 
 def test_the_same_labels_are_drawn_for_every_subject(subject, monkeypatch):
     drawn = []
-    from attar.evaluate import low_label
+    from attar.evaluation import low_label
 
     real = low_label.subset_per_class
     monkeypatch.setattr(low_label, "subset_per_class", lambda *a: drawn.append(real(*a)) or drawn[-1])

@@ -14,8 +14,8 @@ import torch
 
 from attar.data.splits import label_fraction, subset_per_class
 from attar.errors import AttarError
-from attar.evaluate.linear import Standardiser, linear_probe
-from attar.evaluate.subject import Outcome, Protocol, Subject
+from attar.evaluation.linear import Standardiser, linear_probe
+from attar.evaluation.subject import Outcome, Protocol, Subject
 
 USUAL_SHOTS = (1, 5, 10)
 

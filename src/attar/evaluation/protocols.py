@@ -6,11 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from attar.errors import RecipeError, unknown_name
-from attar.evaluate.finetune import Finetune
-from attar.evaluate.knn import Knn
-from attar.evaluate.linear import Linear
-from attar.evaluate.low_label import FewShot, LowLabel
-from attar.evaluate.subject import Protocol
+from attar.evaluation.finetune import Finetune
+from attar.evaluation.knn import Knn
+from attar.evaluation.linear import Linear
+from attar.evaluation.low_label import FewShot, LowLabel
+from attar.evaluation.subject import Protocol
 
 PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in (Knn, Linear, Finetune, LowLabel, FewShot)}
 

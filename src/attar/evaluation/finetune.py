@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from attar.data.images import CanvasBatch, Images
 from attar.data.splits import stratified_split
 from attar.errors import AttarError
-from attar.evaluate.features import extract_features, match_channels, read_ahead, tracked
-from attar.evaluate.subject import Outcome, Protocol, Subject
+from attar.evaluation.features import extract_features, match_channels, read_ahead, tracked
+from attar.evaluation.subject import Outcome, Protocol, Subject
 from attar.views.augmentation import Augmentation, RandomCropPad
 from attar.views.draws import Draws
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from attar.evaluate.verdict import Comparison, Findings, verdict
+from attar.evaluation.verdict import Comparison, Findings, verdict
 
 
 def against(subject, value, low, high, *, ours=0.8, metric="top1"):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attar.evaluate.metrics import auc_classes
+from attar.evaluation.metrics import auc_classes
 
 CONFIDENCE = 0.95
 EXACT_AUC = 30_000  # test images * classes up to which the area is computed anew in every resample

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from attar.evaluate import intervals
-from attar.evaluate.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
+from attar.evaluation import intervals
+from attar.evaluation.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
 
 
 def scored(n, num_classes, seed=0, gain=0.3, decimals=None):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from attar.errors import RecipeError
-from attar.evaluate import controls
-from attar.evaluate.controls import (
+from attar.evaluation import controls
+from attar.evaluation.controls import (
     Omitted,
     build_controls,
     cached_weights,
@@ -16,7 +16,7 @@ from attar.evaluate.controls import (
     check_controls,
     random_init,
 )
-from attar.evaluate.subject import Subject, Task
+from attar.evaluation.subject import Subject, Task
 from attar.models.backbones import build_backbone
 from attar.views.augmentation import CentreView
 

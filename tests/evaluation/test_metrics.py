@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from attar.evaluate.metrics import balanced_accuracy, chance, confusion, metrics_for, roc_auc, top1
+from attar.evaluation.metrics import balanced_accuracy, chance, confusion, metrics_for, roc_auc, top1
 
 
 def scored(n, num_classes, seed=0):

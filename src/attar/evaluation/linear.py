@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attar.data.splits import stratified_split
 from attar.errors import AttarError
-from attar.evaluate.subject import Outcome, Protocol, Subject
+from attar.evaluation.subject import Outcome, Protocol, Subject
 
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 FALLBACK_PENALTY = 0.1  # where some class has a single training image, so that nothing can be held out

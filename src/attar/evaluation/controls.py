@@ -16,8 +16,8 @@ from torch import nn
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import RecipeError, unknown_name
-from attar.evaluate.features import evaluation_mode, match_channels, read_ahead
-from attar.evaluate.subject import Subject
+from attar.evaluation.features import evaluation_mode, match_channels, read_ahead
+from attar.evaluation.subject import Subject
 from attar.models.backbones import build_backbone
 from attar.views.augmentation import CentreView
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attar.errors import DataError, RecipeError
-from attar.evaluate.evaluation import evaluate, prepare
+from attar.evaluation.evaluation import evaluate, prepare
 from attar.models.backbones import build_backbone
 
 QUIET = dict(device="cpu", progress=False, num_resamples=200)

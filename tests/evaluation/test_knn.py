@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from attar.errors import AttarError
-from attar.evaluate import knn
-from attar.evaluate.knn import Knn, knn_scores
+from attar.evaluation import knn
+from attar.evaluation.knn import Knn, knn_scores
 
 
 def rows(n, dim=6, num_classes=3, seed=0):

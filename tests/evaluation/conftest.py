@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attar.data.images import Images, ImageSpec
-from attar.evaluate.features import Features
-from attar.evaluate.subject import Subject, Task
+from attar.evaluation.features import Features
+from attar.evaluation.subject import Subject, Task
 from attar.models.backbones import build_backbone
 
 

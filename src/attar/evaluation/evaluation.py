@@ -13,12 +13,12 @@ from torch import nn
 from attar.data.images import Images, ImageSpec
 from attar.data.splits import stratified_split
 from attar.errors import DataError, RecipeError
-from attar.evaluate.controls import build_controls, check_controls
-from attar.evaluate.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
-from attar.evaluate.metrics import FEW_CLASSES, METRICS, chance, confusion, metrics_for
-from attar.evaluate.protocols import PROTOCOLS, parse_protocol
-from attar.evaluate.subject import Outcome, Protocol, Subject, Task
-from attar.evaluate.verdict import METRIC_NAMES, Comparison, Findings, verdict
+from attar.evaluation.controls import build_controls, check_controls
+from attar.evaluation.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
+from attar.evaluation.metrics import FEW_CLASSES, METRICS, chance, confusion, metrics_for
+from attar.evaluation.protocols import PROTOCOLS, parse_protocol
+from attar.evaluation.subject import Outcome, Protocol, Subject, Task
+from attar.evaluation.verdict import METRIC_NAMES, Comparison, Findings, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table

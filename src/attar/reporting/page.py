@@ -1,0 +1,367 @@
+"""From run folders to one HTML page. Whatever a folder lacks is left out, with a line that says why."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attar.errors import RunError
+from attar.reporting.plots import Dot, Line, dot_plot, line_plot, smoothed
+from attar.train.log import read_json_lines
+from attar.train.run import RunFolder, write_atomically
+
+
+NAMES = {
+    "model": "this model",
+    "teacher": "teacher",
+    "random_init": "untrained twin",
+    "pixels": "raw pixels",
+    "hog": "HOG",
+    "pretrained": "ImageNet twin",
+}
+METRICS = {"top1": "top-1 accuracy", "roc_auc": "ROC-AUC", "balanced_accuracy": "balanced accuracy"}
+PROTOCOLS = {
+    "knn": "k nearest neighbours",
+    "linear": "linear probe",
+    "finetune": "fine-tuning",
+    "low_label": "few labels",
+    "few_shot": "few shots",
+}
+QUERIES, NEIGHBOURS = 8, 6
+MOST_POINTS = 400  # of a curve
+
+
+@dataclass
+class RunContent:
+    """What one run folder holds; missing parts are empty."""
+
+    name: str
+    path: Path
+    recipe: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    health: list[dict[str, Any]]
+    fit: dict[str, Any]
+    evaluation: dict[str, Any]
+    details: dict[str, Any]
+    exports: dict[str, Any]
+    broken: list[dict[str, Any]]
+    backbone: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> RunContent:
+        run = RunFolder.open(path)
+        return cls(
+            name=path.name,
+            path=path,
+            recipe=run.read_recipe(),
+            metrics=read_json_lines(run / "metrics.jsonl"),
+            health=read_json_lines(run / "health.jsonl"),
+            fit=run.read_json("fit.json") or {},
+            evaluation=run.read_json("evaluation.json") or {},
+            details=run.read_json("evaluation_details.json") or {},
+            exports=run.read_json("export.json") or {},
+            broken=run.read_json("broken.json") or [],
+            backbone=run.read_json("backbone.json") or {},
+        )
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """One self-contained page about these runs; the first one is the page's subject.
+
+    Raises:
+        RunError: no run was given, or a folder is none.
+    """
+    import jinja2
+
+    if not runs:
+        raise RunError("report: give at least one run folder.")
+    contents = [RunContent.read(Path(run)) for run in runs]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    main = contents[0]
+    page = environment.get_template("template.html").render(
+        title=f"{main.name}: {main.recipe['method']}, {main.recipe['backbone']['name']}",
+        runs=contents,
+        main=main,
+        verdict=verdict_of(main),
+        figures=key_figures(main),
+        controls=control_plots(main),
+        low_labels=low_label_plot(main),
+        curves=curve_plots(contents),
+        health=health_of(main),
+        views=image_uri(main.path / "views.png"),
+        gallery=gallery_of(main.path / "gallery.npz"),
+        confusion=confusion_of(main.details),
+        lineage=[lineage_of(run) for run in contents],
+        loading=loading_of(main),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page)
+    return out
+
+
+def verdict_of(run: RunContent) -> dict[str, Any] | None:
+    """The words, and the value they rest on."""
+    if not run.evaluation:
+        return None
+    headline, *rest = run.evaluation["verdict"].splitlines()
+    word, colon, remainder = headline.partition(":")
+    shout = word if colon and word.isupper() else ""
+    tone = "good" if "BETTER" in shout or "GAIN" in shout and "NO" not in shout else "bad" if shout else ""
+    found = {
+        "shout": shout,
+        "tone": tone,
+        "headline": remainder.strip().capitalize() if shout else headline,
+        "rest": rest,
+    }
+    wanted = {"subject": "model", "protocol": run.details.get("protocol"), "metric": run.details.get("metric")}
+    for row in run.evaluation["rows"]:
+        if wanted.items() <= row.items() and row["settings"].get("variant", "") == run.details.get("variant", ""):
+            what = " ".join(
+                [PROTOCOLS.get(row["protocol"], row["protocol"]), row["settings"].get("variant", "")]
+            ).strip()
+            found |= {"value": row["value"], "low": row["low"], "high": row["high"]}
+            found["what"] = f"{METRICS.get(row['metric'], row['metric'])}, {what}"
+            break
+    return found
+
+
+def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
+    """(value, what it is, detail)."""
+    found = []
+    onnx = run.exports.get("onnx", {})
+    if onnx:
+        found.append((f"{onnx['num_parameters'] / 1e6:.2f} M", "parameters", run.recipe["backbone"]["name"]))
+        found.append((f"{onnx['bytes'] / 1e6:.1f} MB", "as ONNX", f"parity {max(onnx['parity'].values()):.0e}"))
+        latency = onnx["latency_ms"].get("ONNX Runtime", {})
+        if latency:
+            found.append((f"{latency['1']:.1f} ms", "an image", "ONNX Runtime, one CPU thread"))
+    retention = [
+        c
+        for c in run.details.get("comparisons", [])
+        if c["subject"] == "teacher" and c.get("metric") == run.details.get("metric")
+    ]
+    same = [
+        c
+        for c in retention
+        if c.get("protocol") == run.details.get("protocol") and c.get("variant") == run.details.get("variant")
+    ]
+    chance = run.details.get("chance", 0.0)
+    for c in same or retention[:1]:
+        if c["value"] > chance:
+            kept = (c["model_value"] - chance) / (c["value"] - chance)
+            found.append((f"{100 * kept:.0f} %", "of the teacher", "what it has above chance"))
+    found.append(
+        (f"{run.recipe['data']['num_images']:,}", "images, no labels", f"{run.recipe['image']['size']} pixels")
+    )
+    if run.fit:
+        found.append(
+            (_duration(run.fit["seconds"]), "of training", f"{run.fit['images_per_second']:.0f} images a second")
+        )
+    return found
+
+
+def control_plots(run: RunContent) -> list[tuple[str, str]]:
+    """(title, plot) for each protocol and metric with one value a subject."""
+    found = []
+    rows = run.evaluation.get("rows", [])
+    keys = dict.fromkeys((r["protocol"], r["metric"]) for r in rows if r["protocol"] not in ("low_label", "few_shot"))
+    for protocol, metric in keys:
+        dots = [
+            Dot(NAMES.get(r["subject"], r["subject"]), r["value"], r["low"], r["high"], _kind(r["subject"]))
+            for r in rows
+            if (r["protocol"], r["metric"]) == (protocol, metric)
+        ]
+        found.append((PROTOCOLS.get(protocol, protocol), dot_plot(dots, x_label=METRICS.get(metric, metric))))
+    return found
+
+
+def low_label_plot(run: RunContent) -> str:
+    """Value over the share of labels, one line a subject, with intervals over the draws of the labels."""
+    rows = [r for r in run.evaluation.get("rows", []) if r["protocol"] == "low_label"]
+    if not rows:
+        return ""
+    metric = "roc_auc" if any(r["metric"] == "roc_auc" for r in rows) else "top1"
+    lines = []
+    for kind, subject in enumerate(dict.fromkeys(r["subject"] for r in rows)):
+        mine = sorted(
+            (r for r in rows if r["subject"] == subject and r["metric"] == metric),
+            key=lambda r: r["settings"]["fraction"],
+        )
+        x = [100 * r["settings"]["fraction"] for r in mine]
+        bars = [(r["low"], r["high"]) for r in mine]
+        lines.append(Line(NAMES.get(subject, subject), x, [r["value"] for r in mine], bars=bars, kind=kind))
+    return line_plot(lines, x_label="labels used, %", y_label=METRICS[metric], log_x=True)
+
+
+def curve_plots(runs: Sequence[RunContent]) -> list[str]:
+    """Loss, learning rate and speed of all runs, over the share of training."""
+    plots = []
+    for key, title in (("loss", "loss"), ("lr", "learning rate"), ("images_per_second", "images a second")):
+        lines = []
+        for kind, run in enumerate(runs):
+            rows = [r for r in run.metrics if isinstance(r.get(key), (int, float))]
+            if not rows:
+                continue
+            rows = rows[:: -(-len(rows) // MOST_POINTS)]
+            values = [float(r[key]) for r in rows]
+            smooth = smoothed(values, window=max(len(values) // 20, 1))
+            lines.append(Line(run.name, [r["step"] for r in rows], smooth, None if key == "lr" else values, kind=kind))
+        if lines:
+            plots.append(line_plot(lines, x_label="step", y_label=title))
+    return plots
+
+
+def health_of(run: RunContent) -> dict[str, Any] | None:
+    """Curves of the gauges and a reading in plain words."""
+    rows = run.health
+    if not rows:
+        return None
+    titles = {
+        "embedding_std": "spread of the embedding (1 = all directions alike)",
+        "rankme": "effective rank",
+        "alignment": "distance of positive pairs",
+        "uniformity": "uniformity (lower = more even)",
+        "knn": "neighbours of the same label (kNN)",
+    }
+    plots = []
+    for key, title in titles.items():
+        mine = [r for r in rows if isinstance(r.get(key), (int, float))]
+        if len(mine) > 1:
+            plots.append(
+                line_plot([Line(key, [r["step"] for r in mine], [r[key] for r in mine])], x_label="step", y_label=title)
+            )
+    last = [r for r in rows if "rankme" in r][-1:]
+    reading = []
+    for row in last:
+        if row.get("collapsed"):
+            reading.append("Collapsed: nearly all images have the same embedding. Do not use these weights.")
+        else:
+            reading.append(
+                f"No collapse seen: the embedding uses about {row['rankme']:.0f} directions and is "
+                f"{100 * row['embedding_std']:.0f} % as spread out as an even cloud."
+            )
+    knn = [r["knn"] for r in rows if "knn" in r]
+    if len(knn) > 1:
+        reading.append(
+            f"Neighbours share a label in {100 * knn[0]:.0f} % of the cases after the first pass, {100 * knn[-1]:.0f} % at the end."
+        )
+    return {"plots": plots, "reading": " ".join(reading)}
+
+
+def gallery_of(path: Path) -> dict[str, Any] | None:
+    """The sprite of thumbnails, the map's points, and neighbours of a few queries."""
+    if not path.is_file():
+        return None
+    from PIL import Image
+
+    with np.load(path, allow_pickle=False) as file:
+        content = {name: file[name] for name in file.files}
+    thumbnails, labels = content["thumbnails"], content["labels"]
+    classes = [str(c) for c in content["classes"]]
+    features = content["features"].astype(np.float32)
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    n, side = len(thumbnails), thumbnails.shape[1]
+    columns = int(np.ceil(np.sqrt(n)))
+    sheet = np.zeros((-(-n // columns) * side, columns * side, 3), np.uint8)
+    for i, picture in enumerate(thumbnails):
+        top, left = i // columns * side, i % columns * side
+        sheet[top : top + side, left : left + side] = picture
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "WEBP", quality=70)
+    similarity = features @ features.T
+    np.fill_diagonal(similarity, -2)
+    queries = np.linspace(0, n - 1, min(QUERIES, n)).astype(int)
+    rows = []
+    for q in queries:
+        nearest = np.argsort(-similarity[q])[: min(NEIGHBOURS, n - 1)]
+        same = [bool(labels[q] >= 0 and labels[q] == labels[j]) for j in nearest]
+        rows.append({"query": int(q), "neighbours": [{"i": int(j), "same": s} for j, s in zip(nearest, same)]})
+    name = lambda label: classes[label] if 0 <= label < len(classes) else str(label)  # noqa: E731
+    labelled = bool((labels >= 0).any())
+    agreement = np.mean([s["same"] for r in rows for s in r["neighbours"]]) if labelled and rows else None
+    points = [
+        {
+            "x": round(float(x), 4),
+            "y": round(float(y), 4),
+            "k": int(k),
+            "t": (f"{name(k)} · " if k >= 0 else "") + Path(str(w)).name,
+        }
+        for (x, y), k, w in zip(content["coordinates"], labels, content["where"])
+    ]
+    legend = [{"k": int(k), "name": name(int(k))} for k in np.unique(labels) if k >= 0][:20]
+    return {
+        "sheet": _uri(buffer.getvalue(), "image/webp"),
+        "columns": columns,
+        "rows": -(-n // columns),
+        "queries": rows,
+        "agreement": None if agreement is None else f"{100 * agreement:.0f} %",
+        "labelled": labelled,
+        "legend": legend,
+        "points": points,
+        "names": [p["t"] for p in points],
+    }
+
+
+def confusion_of(details: dict[str, Any]) -> dict[str, Any] | None:
+    """Counts and the share of each true class, for a shaded table."""
+    counts, classes = details.get("confusion"), details.get("classes")
+    if not counts or not classes or len(classes) > 30:
+        return None
+    rows = []
+    for name, row in zip(classes, counts):
+        total = max(sum(row), 1)
+        rows.append({"name": name, "cells": [{"count": c, "share": round(c / total, 3)} for c in row]})
+    what = PROTOCOLS.get(details.get("protocol", ""), details.get("protocol", ""))
+    return {"classes": classes, "rows": rows, "what": " ".join([what, details.get("variant", "")]).strip()}
+
+
+def lineage_of(run: RunContent) -> dict[str, Any]:
+    recipe = run.recipe
+    facts = {
+        "run": run.name,
+        "method": f"{recipe['method']}, recipe {recipe['recipe']}",
+        "network": f"{recipe['backbone']['name']}, {recipe['image']['channels']} channels, {recipe['image']['size']} pixels",
+        "data": f"{recipe['data']['source']}: {recipe['data']['num_images']:,} images, digest {recipe['data']['digest'][:12]}",
+        "teacher": recipe["teacher"]["name"] if recipe.get("teacher") else "none",
+        "weights": run.backbone.get("sha256", "not finished")[:12],
+        "seed": recipe["seed"],
+        "started": recipe["started"],
+        "command": recipe["command"],
+        "versions": ", ".join(f"{k} {v}" for k, v in recipe["versions"].items()),
+    }
+    settings = {"peak_lr": recipe.get("peak_lr"), **recipe["settings"]}
+    return {"facts": facts, "settings": {k: v for k, v in settings.items() if v not in (None, [])}}
+
+
+def loading_of(run: RunContent) -> list[tuple[str, str]]:
+    """(title, code)."""
+    python = f'import attar\n\nencode = attar.load("{run.path}")    # float pixels in [0, 1], (B, C, H, W) -> features (B, D)'
+    found = [("Python", python)]
+    found += [(name.upper(), export["snippet"]) for name, export in run.exports.items() if export.get("snippet")]
+    return found
+
+
+def image_uri(path: Path) -> str | None:
+    return _uri(path.read_bytes(), "image/png") if path.is_file() else None
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _kind(subject: str) -> str:
+    return subject if subject in ("model", "teacher") else "control"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
