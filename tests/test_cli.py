@@ -6,32 +6,50 @@ import sys
 
 import pytest
 
+from attar.cli import main
 from attar.methods import CATALOGUE
 
 
-def attar(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+@pytest.fixture
+def attar(monkeypatch, capsys):
+    """Run a command as the installed script does, in this process; returns (stdout, stderr)."""
+
+    def run(*arguments: str, code: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["attar", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == code, err
+        return out, err
+
+    return run
+
+
+def test_as_a_process_an_error_is_one_paragraph_without_a_traceback(tmp_path):
+    arguments = ["pretrain", "digits", "--out", str(tmp_path / "r"), "--method", "mocco"]
     done = subprocess.run([sys.executable, "-m", "attar", *arguments], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr.startswith("attar: unknown method 'mocco'. Did you mean moco?") and "Traceback" not in done.stderr
+    )
 
 
-def test_help_names_every_command():
-    text = attar("--help").stdout
+def test_help_names_every_command(attar):
+    text = attar("--help")[0]
     for command in "demo doctor pretrain distill evaluate embed export report run methods reproduce".split():
         assert f"\n  {command} " in text
 
 
-def test_methods_as_json_lists_the_catalogue():
-    rows = json.loads(attar("methods", "--json").stdout)
+def test_methods_as_json_lists_the_catalogue(attar):
+    rows = json.loads(attar("methods", "--json")[0])
     assert [r["name"] for r in rows] == list(CATALOGUE)
     assert all(set(r) == {"name", "family", "paper", "year"} for r in rows)
 
 
-def test_one_method_whole():
-    text = attar("methods", "simclr").stdout
+def test_one_method_whole(attar):
+    text = attar("methods", "simclr")[0]
     assert "2002.05709" in text and "temperature" in text and "small" in text
-    page = json.loads(attar("methods", "simclr", "--json").stdout)
+    page = json.loads(attar("methods", "simclr", "--json")[0])
     assert page["recipes"]["small"]["temperature"] == 0.5
 
 
@@ -48,7 +66,7 @@ def test_one_method_whole():
         (["pretrain", "digits", "--out", "{tmp}/r", "--method", "seed"], "needs a teacher"),
         (["distill", "digits", "--teacher", "hog", "--out", "{tmp}/r", "--method", "simclr"], "no use for a teacher"),
         (["pretrain", "{tmp}/none", "--out", "{tmp}/r"], "/none"),
-        (["pretrain", "{tmp}", "--out", "{tmp}/r"], "no usable image"),
+        (["pretrain", "{tmp}", "--out", "{tmp}/r"], "holds no images"),
         (
             ["pretrain", "digits", "--out", "{tmp}/r", "--backbone", "resnet8", "--batch-size", "4096"],
             "larger than the data",
@@ -59,8 +77,8 @@ def test_one_method_whole():
         (["run", "{tmp}/none.yaml"], "does not exist"),
     ],
 )
-def test_mistakes_are_answered_in_the_users_words(tmp_path, arguments, text):
+def test_mistakes_are_answered_in_the_users_words(attar, tmp_path, arguments, text):
     (tmp_path / "notes.txt").write_text("no image")
-    done = attar(*[a.format(tmp=tmp_path) for a in arguments], code=2)
-    assert text in done.stderr and done.stdout == ""
+    out, err = attar(*[a.format(tmp=tmp_path) for a in arguments], code=2)
+    assert text in err and out == ""
     assert not (tmp_path / "r").exists()

@@ -186,32 +186,32 @@ def _train(request: _Request) -> Run:
         return Run(Path(request.out), saved, None)
     with join_world(request.device) as world:
         prepared = _prepare(request, world, saved)
+        options = LoopOptions(
+            seed=request.seed,
+            precision=request.precision,
+            accumulate=request.accumulate,
+            compile=request.compile,
+            checkpoint_steps=request.checkpoint_steps,
+            show_progress=request.progress,
+        )
+        period = getattr(prepared.method.recipe, "teacher_views", None) or None
+        job = Job(prepared.method, prepared.views, prepared.images, prepared.image, world, options, period)
+        if request.minutes is not None and saved is None:
+            job = _fit_into_minutes(job, request.minutes)
+        resolved = _resolved(request, prepared, job)
+        identity = json.loads(json.dumps(_identity(resolved)))
         run = RunFolder(Path(request.out))
         if world.is_main:
-            needed = 3 * 4 * 4 * sum(p.numel() for p in prepared.method.parameters())  # two checkpoints with moments
+            needed = 3 * 4 * 4 * sum(p.numel() for p in job.method.parameters())  # two checkpoints with moments
             run = RunFolder.create(request.out, resume=request.resume, needed_bytes=needed)
-        world.barrier()
         try:
-            options = LoopOptions(
-                seed=request.seed,
-                precision=request.precision,
-                accumulate=request.accumulate,
-                compile=request.compile,
-                checkpoint_steps=request.checkpoint_steps,
-                show_progress=request.progress,
-            )
-            period = getattr(prepared.method.recipe, "teacher_views", None) or None
-            job = Job(prepared.method, prepared.views, prepared.images, prepared.image, world, options, period)
-            if request.minutes is not None and saved is None:
-                job = _fit_into_minutes(job, request.minutes)
-            resolved = _resolved(request, prepared, job)
-            identity = _identity(resolved)
             if world.is_main:
                 if saved is None:
                     run.write_recipe(resolved)
-                elif _identity(saved) != json.loads(json.dumps(identity)):
-                    raise _changed(run, _identity(saved), json.loads(json.dumps(identity)))
+                elif _identity(saved) != identity:
+                    raise _changed(run, _identity(saved), identity)
                 _say(resolved, job)
+            world.barrier()
             result = fit(job, run, identity=identity, resume=saved is not None)
             if world.is_main and not result.interrupted:
                 _finish(run, job, resolved, result)
@@ -670,8 +670,10 @@ def _write_table(out: Path, images: Images, values: np.ndarray) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     where = [str(w) for w in images.where] if len(images.where) else [""] * len(images)
     if out.suffix == ".npz":
-        arrays = {"index": images.index, "path": np.array(where), "embedding": values}
-        np.savez(out, **arrays, **({} if images.labels is None else {"label": images.labels}))
+        arrays: dict[str, Any] = {"index": images.index, "path": np.array(where), "embedding": values}
+        if images.labels is not None:
+            arrays["label"] = images.labels
+        np.savez(out, **arrays)
         return
     columns: dict[str, Any] = {"index": images.index, "path": where}
     if images.labels is not None:

@@ -57,6 +57,7 @@ def test_same_seed_same_result_and_the_global_generator_is_untouched(subject):
     assert (torch.random.get_rng_state() == before).all()
 
 
+@pytest.mark.slow
 def test_the_rate_is_chosen_without_the_test_labels(subject):
     settings = {**QUICK, "learning_rates": (1e-6, 3e-3)}
     chosen = Finetune(**settings).run(subject())[0]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,7 +109,11 @@ def run_claim(
         },
         arms=ARMS,
     )
-    common = {"image_size": plan.image_size, "batch_size": min(plan.batch_size, len(train) // 4), "device": device}
+    common: dict[str, Any] = {
+        "image_size": plan.image_size,
+        "batch_size": min(plan.batch_size, len(train) // 4),
+        "device": device,
+    }
     teacher = out / "teacher"
     stages.pretrain(
         train, out=teacher, backbone=plan.teacher, stem=plan.stem, epochs=plan.teacher_epochs, resume=True, **common

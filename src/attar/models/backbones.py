@@ -144,7 +144,11 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
-    flexible = ({"img_size": spec.image_size, "dynamic_img_size": True}, {"img_size": spec.image_size}, {})
+    flexible: tuple[dict[str, Any], ...] = (
+        {"img_size": spec.image_size, "dynamic_img_size": True},
+        {"img_size": spec.image_size},
+        {},
+    )
     for i, sized in enumerate(flexible):  # ViTs take both, other transformers a size, convnets neither
         try:
             network = timm.create_model(spec.name, pretrained=pretrained, **options, **sized)

@@ -45,7 +45,7 @@ def synchronised_forward(norm: _BatchNorm, x: Tensor) -> Tensor:
     variance = _SumOverProcesses.apply(centred.pow(2).sum(axes)) / total
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         with torch.no_grad():
-            norm.num_batches_tracked += 1  # type: ignore[operator]
+            norm.num_batches_tracked += 1  # type: ignore[assignment, operator]
             rate = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
             norm.running_mean.lerp_(mean.detach(), rate)
             norm.running_var.lerp_(variance.detach() * total / (total - 1).clamp_min(1), rate)

@@ -16,7 +16,6 @@ from attar.reporting.plots import Dot, Line, dot_plot, line_plot, smoothed
 from attar.train.log import read_json_lines
 from attar.train.run import RunFolder, write_atomically
 
-
 NAMES = {
     "model": "this model",
     "teacher": "teacher",
@@ -114,7 +113,7 @@ def verdict_of(run: RunContent) -> dict[str, Any] | None:
     headline, *rest = run.evaluation["verdict"].splitlines()
     word, colon, remainder = headline.partition(":")
     shout = word if colon and word.isupper() else ""
-    tone = "good" if "BETTER" in shout or "GAIN" in shout and "NO" not in shout else "bad" if shout else ""
+    tone = "good" if "BETTER" in shout or ("GAIN" in shout and "NO" not in shout) else "bad" if shout else ""
     found = {
         "shout": shout,
         "tone": tone,
@@ -251,7 +250,8 @@ def health_of(run: RunContent) -> dict[str, Any] | None:
     knn = [r["knn"] for r in rows if "knn" in r]
     if len(knn) > 1:
         reading.append(
-            f"Neighbours share a label in {100 * knn[0]:.0f} % of the cases after the first pass, {100 * knn[-1]:.0f} % at the end."
+            f"Neighbours share a label in {100 * knn[0]:.0f} % of the cases after the first pass, "
+            f"{100 * knn[-1]:.0f} % at the end."
         )
     return {"plots": plots, "reading": " ".join(reading)}
 
@@ -279,7 +279,7 @@ def gallery_of(path: Path) -> dict[str, Any] | None:
     similarity = features @ features.T
     np.fill_diagonal(similarity, -2)
     queries = np.linspace(0, n - 1, min(QUERIES, n)).astype(int)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for q in queries:
         nearest = np.argsort(-similarity[q])[: min(NEIGHBOURS, n - 1)]
         same = [bool(labels[q] >= 0 and labels[q] == labels[j]) for j in nearest]
@@ -325,11 +325,12 @@ def confusion_of(details: dict[str, Any]) -> dict[str, Any] | None:
 
 def lineage_of(run: RunContent) -> dict[str, Any]:
     recipe = run.recipe
+    image, data = recipe["image"], recipe["data"]
     facts = {
         "run": run.name,
         "method": f"{recipe['method']}, recipe {recipe['recipe']}",
-        "network": f"{recipe['backbone']['name']}, {recipe['image']['channels']} channels, {recipe['image']['size']} pixels",
-        "data": f"{recipe['data']['source']}: {recipe['data']['num_images']:,} images, digest {recipe['data']['digest'][:12]}",
+        "network": f"{recipe['backbone']['name']}, {image['channels']} channels, {image['size']} pixels",
+        "data": f"{data['source']}: {data['num_images']:,} images, digest {data['digest'][:12]}",
         "teacher": recipe["teacher"]["name"] if recipe.get("teacher") else "none",
         "weights": run.backbone.get("sha256", "not finished")[:12],
         "seed": recipe["seed"],
@@ -343,7 +344,10 @@ def lineage_of(run: RunContent) -> dict[str, Any]:
 
 def loading_of(run: RunContent) -> list[tuple[str, str]]:
     """(title, code)."""
-    python = f'import attar\n\nencode = attar.load("{run.path}")    # float pixels in [0, 1], (B, C, H, W) -> features (B, D)'
+    python = (
+        f'import attar\n\nencode = attar.load("{run.path}")    '
+        "# float pixels in [0, 1], (B, C, H, W) -> features (B, D)"
+    )
     found = [("Python", python)]
     found += [(name.upper(), export["snippet"]) for name, export in run.exports.items() if export.get("snippet")]
     return found

@@ -101,9 +101,8 @@ def dot_plot(dots: Sequence[Dot], *, x_label: str) -> str:
         parts.append(f'<line class="bar {d.kind}" x1="{x_of(d.low):.1f}" x2="{x_of(d.high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot {d.kind}" cx="{x_of(d.value):.1f}" cy="{y}" r="5"/>')
         parts.append(f'<text class="value" x="{WIDTH - 4}" y="{y + 4}" text-anchor="end">{d.value:.3f}</text>')
-    parts.append(
-        f'<text class="label" x="{(left + WIDTH - 70) / 2}" y="{height - 2}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+    middle = (left + WIDTH - 70) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{height - 2}" text-anchor="middle">{escape(x_label)}</text>')
     label = f"{x_label}: " + ", ".join(f"{d.name} {d.value:.3f} ({d.low:.3f} to {d.high:.3f})" for d in dots)
     return _figure(WIDTH, height, parts, label, "", "")
 
@@ -123,8 +122,8 @@ def _path(x: Sequence[float], y: Sequence[float], x_of, y_of, kind: str) -> str:
 
 def _figure(width: int, height: int, parts: Sequence[str], label: str, title: str, legend: str) -> str:
     head = f'<figcaption>{escape(title)} <span class="legend">{legend}</span></figcaption>' if title or legend else ""
-    body = "".join(parts)
-    return f'<figure>{head}<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{body}</svg></figure>'
+    opening = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+    return f"<figure>{head}{opening}{''.join(parts)}</svg></figure>"
 
 
 def _number(v: float) -> str:
