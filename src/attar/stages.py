@@ -587,7 +587,7 @@ def evaluate(
         train,
         held_out,
         protocols=tuple(protocols),
-        controls=("random_init", "pixels", "hog") if controls else (),
+        controls=("random_init", "pixels", "hog", "pretrained") if controls else (),
         teacher=taught_by,
         seed=seed,
         device=device,

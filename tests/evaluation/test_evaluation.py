@@ -81,11 +81,11 @@ def test_intervals_of_differences_hold_the_differences(evaluation):
     assert any(c["difference"] > 0 for c in evaluation.details["comparisons"])
 
 
-def test_table_has_a_column_for_each_subject(evaluation):
+def test_table_has_a_line_for_each_subject_and_fits_80_columns(evaluation):
     from rich.console import Console
 
     out = StringIO()
-    Console(file=out, width=200).print(evaluation.table())
+    Console(file=out, width=80).print(evaluation.table())
     assert all(word in out.getvalue() for word in ("model", "random_init", "linear", "ROC-AUC"))
 
 

@@ -53,17 +53,19 @@ class Evaluation:
         raise RecipeError(f"this evaluation has no row with protocol={protocol}, metric={metric}, subject={subject}.")
 
     def table(self) -> Table:
-        """Protocols down, subjects across; for a terminal."""
+        """One line a subject, best first within each protocol and metric; for a terminal of 80 columns."""
         from rich.table import Table
 
-        subjects = list(dict.fromkeys(row["subject"] for row in self.rows))
-        table = Table("protocol", "metric", *subjects, title=None)
-        cells: dict[tuple[str, str], dict[str, str]] = {}
+        table = Table("protocol", "metric", "subject", "value", "95 % interval", title=None)
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.rows:
             label = f"{row['protocol']} {row['settings']['variant']}".strip()
-            cells.setdefault((label, row["metric"]), {})[row["subject"]] = _cell(row)
-        for (label, metric), by_subject in cells.items():
-            table.add_row(label, METRIC_NAMES[metric], *(by_subject.get(s, "–") for s in subjects))
+            groups.setdefault((label, row["metric"]), []).append(row)
+        for (label, metric), rows in groups.items():
+            for i, row in enumerate(sorted(rows, key=lambda r: -r["value"])):
+                first = (label, METRIC_NAMES[metric]) if i == 0 else ("", "")
+                style = "bold" if row["subject"] == "model" else None
+                table.add_row(*first, row["subject"], *_cell(row), style=style, end_section=i == len(rows) - 1)
         return table
 
 
@@ -301,7 +303,8 @@ def _health(model: Subject) -> dict[str, float]:
     return {"feature_std": embedding_std(values[rows]), "feature_rank": rankme(values[rows])}
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[str, Any]) -> tuple[str, str]:
+    """Value and interval, in percent where the metric is an accuracy."""
     if row["metric"] == "roc_auc":
-        return f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
-    return f"{100 * row['value']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+        return f"{row['value']:.3f}", f"{row['low']:.3f}–{row['high']:.3f}"
+    return f"{100 * row['value']:.1f}", f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"

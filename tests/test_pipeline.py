@@ -1,0 +1,80 @@
+"""Several stages as one file: what is done is not done again, what is wrong is said before anything runs."""
+
+import pytest
+import yaml
+
+from attar.errors import RecipeError
+from attar.pipeline import run
+
+TRAINING = {
+    "source": "digits",
+    "backbone": "resnet8x0.5",
+    "image_size": 8,
+    "epochs": 1,
+    "batch_size": 256,
+    "progress": False,
+}
+STAGES = [
+    {"name": "teacher", "pretrain": {**TRAINING, "method": "simclr"}},
+    {
+        "name": "student",
+        "distill": {**TRAINING, "teacher": "teacher", "method": "seed", "settings": {"queue_length": 512}},
+    },
+    {"evaluate": {"run": "student", "labelled": "digits", "protocols": ["knn"], "controls": False, "progress": False}},
+    {"report": {"runs": ["student", "teacher"], "out": "report.html"}},
+]
+
+
+def write(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_all_stages_then_nothing_then_only_what_changed(tmp_path):
+    recipe = {"out": str(tmp_path / "out"), "stages": STAGES}
+    file = write(tmp_path / "recipe.yaml", recipe)
+    first = run(file)
+    assert first.ran == ["teacher", "student", "evaluate", "report"] and len(first.verdicts) == 1
+    assert (tmp_path / "out" / "student" / "evaluation.json").is_file()
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert run(file).ran == []
+    recipe["stages"] = [*STAGES[:2], {"evaluate": {**STAGES[2]["evaluate"], "protocols": ["knn", "linear"]}}, STAGES[3]]
+    assert run(write(file, recipe)).ran == ["evaluate"]
+
+
+def test_a_stage_that_failed_is_the_first_of_the_next_try(tmp_path, monkeypatch):
+    file = write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": STAGES[:3]})
+
+    def fail(*_, **__):
+        raise RecipeError("stop here")
+
+    with monkeypatch.context() as broken, pytest.raises(RecipeError, match="stop here"):
+        broken.setattr("attar.evaluation.evaluation.evaluate", fail)
+        run(file)
+    result = run(file)
+    assert result.ran == ["evaluate"] and result.skipped == ["teacher", "student"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        ({"pretain": {}}, "unknown stage 'pretain'. Did you mean pretrain"),
+        ({"pretrain": {}}, "needs a name"),
+        ({"name": "a", "pretrain": {"sauce": 1}}, "unknown argument of pretrain 'sauce'. Did you mean source"),
+        ({"evaluate": {}, "report": {}}, "write one of"),
+        ("text", "write one of"),
+    ],
+)
+def test_the_file_is_checked_whole_before_anything_runs(tmp_path, stage, text):
+    file = write(tmp_path / "r.yaml", {"out": str(tmp_path / "out"), "stages": [STAGES[0], stage]})
+    with pytest.raises(RecipeError, match=text):
+        run(file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_pipeline(tmp_path):
+    with pytest.raises(RecipeError, match="has `out`"):
+        run(write(tmp_path / "r.yaml", ["x"]))
+    (tmp_path / "r.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        run(tmp_path / "r.yaml")

@@ -1,0 +1,129 @@
+"""The report: one file, with what the folders hold, and a reason where they hold nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from attar import stages
+from attar.errors import RunError
+from attar.reporting.gallery import collect_gallery, map_of
+from attar.reporting.page import write_report
+from attar.reporting.plots import smoothed, ticks
+
+EVIL = "<script>alert('x')</script>.jpg"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short, real run on digits, evaluated."""
+    out = tmp_path_factory.mktemp("runs") / "student"
+    settings = dict(backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=256, progress=False)
+    stages.pretrain("digits", out=out, **settings)
+    stages.evaluate(out, "digits", protocols=("knn", "low_label:0.1,1,num_seeds=2"), progress=False)
+    (out / "broken.json").write_text(json.dumps([{"index": 3, "where": EVIL, "reason": "truncated"}]))
+    return out
+
+
+class Page(HTMLParser):
+    """Section ids, attributes that load something, and the text outside scripts and styles."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.loads, self.words, self.tags, self._hidden = [], [], [], [], False
+        self.feed(text)
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._hidden = tag in ("script", "style")
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href"):
+                self.loads.append(value)
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.words.append(data)
+
+
+def test_the_page_has_every_section_and_asks_nothing_of_the_network(finished, tmp_path):
+    text = stages.report([finished], out=tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert {"controls", "confusion", "gallery", "views", "curves", "health", "lineage", "loading"} <= set(page.ids)
+    assert page.loads and all(value.startswith("data:") for value in page.loads)
+    assert not re.search(r"url\((?!\$\{data)", text) and "@import" not in text
+    assert len(text) < 5_000_000
+    assert "Left out" not in page.text
+
+
+def test_the_numbers_are_those_of_the_run(finished, tmp_path):
+    page = Page(write_report([finished], tmp_path / "r.html").read_text())
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    for line in evaluation["verdict"].splitlines()[1:]:
+        assert line in page.text
+    row = next(r for r in evaluation["rows"] if r["protocol"] == "knn" and r["subject"] == "hog")
+    assert f"{row['value']:.3f}" in page.text
+    recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert recipe["data"]["digest"][:12] in page.text
+    assert sum(page.tags.count(tag) for tag in ("polyline",)) >= 5
+
+
+def test_what_a_person_named_is_text_not_markup(finished, tmp_path):
+    text = write_report([finished], tmp_path / "r.html").read_text()
+    assert EVIL not in text and "&lt;script&gt;alert" in text
+
+
+def test_a_bare_run_says_what_is_missing_and_several_runs_stand_side_by_side(finished, tmp_path):
+    bare = tmp_path / "teacher"
+    bare.mkdir()
+    (bare / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    page = Page(write_report([bare], tmp_path / "bare.html").read_text())
+    assert "No verdict yet" in page.text and page.text.count("Left out") == 5
+    both = Page(write_report([finished, bare], tmp_path / "both.html").read_text())
+    assert "student" in both.text and "teacher" in both.text
+    with pytest.raises(RunError, match="at least one"):
+        write_report([], tmp_path / "none.html")
+
+
+def test_gallery_keeps_thumbnails_labels_and_the_networks_mode(tmp_path):
+    from attar.data.load import load_images
+    from attar.data.statistics import image_spec
+    from attar.models.backbones import build_backbone
+
+    pixels = np.zeros((20, 16, 16, 3), np.uint8)
+    pixels[10:, :, :, 0] = 255
+    images = load_images(pixels, image_size=16)
+    backbone = build_backbone("resnet8x0.5", image_size=16).train()
+    collect_gallery(backbone, image_spec(images, 16), images, out=tmp_path / "g.npz", device=torch.device("cpu"))
+    assert backbone.training
+    with np.load(tmp_path / "g.npz", allow_pickle=False) as found:
+        assert found["thumbnails"].shape == (20, 48, 48, 3) and found["features"].shape == (20, 32)
+        assert found["thumbnails"][0].max() == 0 and found["thumbnails"][19][..., 0].min() == 255
+        assert (found["labels"] == -1).all()
+        assert found["coordinates"].min() >= 0 and found["coordinates"].max() <= 1
+
+
+def test_the_map_separates_what_is_far_apart_and_survives_a_collapse():
+    generator = np.random.default_rng(0)
+    features = np.repeat(np.eye(2), 40, axis=0) @ generator.normal(size=(2, 16)) + 0.01 * generator.normal(
+        size=(80, 16)
+    )
+    flat = map_of(features)
+    spread = max(flat[:40].std(axis=0).max(), flat[40:].std(axis=0).max())
+    assert np.linalg.norm(flat[:40].mean(0) - flat[40:].mean(0)) > 2 * spread
+    assert np.allclose(map_of(np.ones((10, 4))), 0.5)
+
+
+def test_ticks_and_smoothing():
+    assert ticks(0.13, 0.87) == [0.2, 0.4, 0.6, 0.8]
+    assert ticks(0.0, 50.0) == [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]
+    assert smoothed([1.0, 1.0, 4.0], window=3) == [1.0, 2.0, 2.5]
