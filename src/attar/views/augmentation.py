@@ -17,7 +17,7 @@ from attar.data.images import CanvasBatch, ImageSpec
 from attar.errors import RecipeError
 from attar.views.blur import gaussian_blur
 from attar.views.boxes import box_matrices, central_boxes, random_resized_boxes
-from attar.views.colour import HUE, colour_jitter, require_hue, solarise, to_grey
+from attar.views.colour import HUE, colour_jitter_, require_hue, solarise, to_grey
 from attar.views.draws import Draws
 from attar.views.resample import Interpolation, crop_and_resize
 
@@ -139,7 +139,7 @@ class Augmentation:
             images = _where(p.grey, to_grey, images)
         if self.jitter is not None and self.jitter_probability > 0:
             with_hue = self.jitter[HUE] > 0 and self.image.channels != 1
-            jitter = lambda x, factors, order: colour_jitter(x, factors, order, with_hue=with_hue)  # noqa: E731
+            jitter = lambda x, factors, order: colour_jitter_(x, factors, order, with_hue=with_hue)  # noqa: E731
             images = _where(p.jittered, jitter, images, p.factors, p.order)
         if self.grey > 0 and not self.grey_before_jitter:
             images = _where(p.grey, to_grey, images)
@@ -202,18 +202,20 @@ def _require(fine: bool, name: str, given: object, accepted: str) -> None:
 
 
 def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *per_sample: Tensor) -> Tensor:
-    """The operation on chosen samples, the others as they are. images may be overwritten.
+    """The operation on chosen samples, the others as they are. images may be overwritten, by the operation too.
 
     A CPU computes the chosen ones only. An accelerator would have to wait to learn which they are, so it computes all.
     """
     if images.device.type != "cpu":
-        return torch.where(chosen[:, None, None, None], operation(images, *per_sample), images)
+        return torch.where(chosen[:, None, None, None], operation(images.clone(), *per_sample), images)
     rows = chosen.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
     if len(rows) == len(images):
         return operation(images, *per_sample)
-    return images.index_copy_(0, rows, operation(images[rows], *(values[rows] for values in per_sample)))
+    return images.index_copy_(
+        0, rows, operation(images.index_select(0, rows), *(values[rows] for values in per_sample))
+    )
 
 
 @torch.no_grad()

@@ -36,38 +36,34 @@ def solarise(images: Tensor) -> Tensor:
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with black; factor (B,) >= 0, 1 changes nothing."""
-    return _blend_(images.clone(), factor)
+    return _blend_(images.clone(), factor, torch.zeros_like(factor), torch.zeros_like(factor))
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the picture's mean grey; factor (B,) >= 0, 1 changes nothing."""
-    return _blend_(images.clone(), factor, with_mean=torch.ones_like(factor))
+    return _blend_(images.clone(), factor, torch.zeros_like(factor), torch.ones_like(factor))
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the grey picture; factor (B,) >= 0, 1 changes nothing."""
-    return _blend_(images.clone(), factor, with_grey=torch.ones_like(factor))
+    return _blend_(images.clone(), factor, torch.ones_like(factor), torch.zeros_like(factor))
 
 
-def _blend_(images: Tensor, factor: Tensor, with_grey: Tensor | None = None, with_mean: Tensor | None = None) -> Tensor:
+def _blend_(images: Tensor, factor: Tensor, with_grey: Tensor, with_mean: Tensor) -> Tensor:
     """In place: factor * image + (1 - factor) * (with_grey * grey + with_mean * mean grey), clamped to [0, 1].
 
     Brightness, contrast and saturation are this one operation with other weights, (B,), so a batch in which every
     sample takes them in its own order needs no branches. factor = 1 returns the sample bit by bit.
     """
     column = lambda values: values.view(-1, 1, 1, 1)  # noqa: E731
-    target = torch.zeros_like(images[:, :1])
-    if with_grey is not None or with_mean is not None:
-        grey = greyscale(images)
-        if with_mean is not None:
-            target += column((1 - factor) * with_mean) * grey.mean(dim=(1, 2, 3), keepdim=True)
-        if with_grey is not None:
-            target.addcmul_(column((1 - factor) * with_grey), grey)
+    grey = greyscale(images)
+    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    target = (grey * column((1 - factor) * with_grey)).add_(mean * column((1 - factor) * with_mean))
     return torch.addcmul(target, images, column(factor), out=images).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the colour circle by shift (B,) in [-0.5, 0.5] of a full turn. Grey images are returned as they are.
+    """Turn the colour circle by shift (B,) in [-0.5, 0.5] of a full turn. Grey images do not change.
 
     With channels scaled so that the smallest is 0 and the largest 1, the hue in sixths of a turn is
     +-(green + blue - red + 1), negative where blue exceeds green; and back, with hue in [0, 6),
@@ -78,6 +74,11 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         ShapeError: for images with neither one nor three channels.
     """
     require_hue(images.shape[1])
+    return _turn_hue_(images.clone(), shift)
+
+
+def _turn_hue_(images: Tensor, shift: Tensor) -> Tensor:
+    """In place."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
@@ -85,11 +86,10 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = images.amax(dim=1, keepdim=True).sub_(smallest)
     hue = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-12)).add_(1)
     hue = hue.copysign_(green - blue).div_(6).add_(shift.view(-1, 1, 1, 1) + 1).frac_().mul_(6)
-    turned = torch.empty_like(images)
-    for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+    for channel, centre, sign, offset in ((red, 3, 1, -1), (green, 2, -1, 2), (blue, 4, -1, 2)):
         scaled = (hue - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        torch.addcmul(smallest, chroma, scaled, out=turned[:, channel : channel + 1])
-    return turned
+        torch.addcmul(smallest, chroma, scaled, out=channel)
+    return images
 
 
 def require_hue(channels: int) -> None:
@@ -108,36 +108,35 @@ def require_hue(channels: int) -> None:
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def colour_jitter(images: Tensor, factors: Tensor, order: Tensor, *, with_hue: bool = True) -> Tensor:
-    """Brightness, contrast, saturation and hue, every sample with its own factors in its own order.
+def colour_jitter_(images: Tensor, factors: Tensor, order: Tensor, *, with_hue: bool = True) -> Tensor:
+    """In place: brightness, contrast, saturation and hue, every sample with its own factors in its own order.
+
+    Hue is the dear one, so it runs once, between what comes before it in a sample's order and what comes after.
 
     Args:
         images: in [0, 1], (B, C, H, W).
         factors: (B, 4): of brightness, contrast and saturation (1 changes nothing), and the hue shift (0).
         order: permutation of 0..3 per sample, (B, 4): the operation at each position, numbered as the columns.
         with_hue: False leaves the hue alone (all shifts are known to be 0).
-
-    Returns:
-        New images in [0, 1].
     """
-    images = images.clone()
-    when = (order == HUE).int().argmax(dim=1)
+    place_of_hue = (order == HUE).int().argmax(dim=1)
     chosen = factors.gather(1, order)  # the factor at each position
 
     def blend_(position: int, active: Tensor) -> None:
         """The operation at this position, for samples where it is active; the identity for the others."""
+        if images.device.type == "cpu" and not active.any():  # elsewhere, to ask would be to wait
+            return
         kind = order[:, position]
         factor = torch.where(active, chosen[:, position], 1.0)
         _blend_(images, factor, (kind == SATURATION).to(factor), (kind == CONTRAST).to(factor))
 
     if not with_hue:
         for position in range(4):
-            blend_(position, when != position)
+            blend_(position, place_of_hue.ne(position))
         return images
-    # Hue is the dear one, so it runs once, between what comes before it in a sample's order and what comes after.
     for position in (0, 1, 2):
-        blend_(position, position < when)
-    images = adjust_hue(images, factors[:, HUE])
+        blend_(position, position < place_of_hue)
+    _turn_hue_(images, factors[:, HUE])
     for position in (1, 2, 3):
-        blend_(position, position > when)
+        blend_(position, position > place_of_hue)
     return images

@@ -152,26 +152,25 @@ def crop_and_resize(
 def separable_product(images: Tensor, wy: Bands, wx: Bands) -> Tensor:
     """Wy @ X @ Wx^T of every channel, (B, C, Ny * Ty, Nx * Tx), tile by tile.
 
-    Letters: Ny, Nx tiles, Ty, Tx outputs a tile, Ly, Lx inputs a tile. Each gather copies whole rows of memory, and
-    uint8 becomes floating point only after the first one.
+    Letters: Ny, Nx tiles, Ty, Tx outputs a tile, Ly, Lx inputs a tile. Both gathers copy contiguous runs of memory,
+    and uint8 becomes floating point only after the first one.
     """
     B, C, H, W = images.shape
     (_, Ny, Ty, Ly), (_, Nx, Tx, Lx) = wy.weights.shape, wx.weights.shape
-    rows = images.permute(0, 2, 3, 1).reshape(B, H, W * C)
-    strips = _windows(rows, wy.starts, Ly).to(wy.weights.dtype)  # (B * Ny, Ly, W * C)
-    strips = torch.bmm(strips.mT, wy.weights.view(B * Ny, Ty, Ly).mT).view(B * Ny, W, C * Ty)
-    starts = wx.starts[:, None].expand(B, Ny, Nx).reshape(B * Ny, Nx)
-    tiles = _windows(strips, starts, Lx)  # (B * Ny * Nx, Lx, C * Ty)
-    weights = wx.weights[:, None].expand(B, Ny, Nx, Tx, Lx).reshape(B * Ny * Nx, Tx, Lx)
-    tiles = torch.bmm(tiles.mT, weights.mT).view(B, Ny, Nx, C, Ty, Tx)
-    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(B, C, Ny * Ty, Nx * Tx)
+    rows = images.permute(0, 2, 3, 1).reshape(B, 1, H, W * C)
+    strips = _windows(rows, wy.starts, Ly).view(B * Ny, Ly, W * C).to(wy.weights.dtype)
+    strips = torch.bmm(strips.mT, wy.weights.view(B * Ny, Ty, Ly).mT)
+    tiles = _windows(strips.view(B, Ny, W, C * Ty), wx.starts, Lx).view(B * Nx, Lx, Ny * C * Ty)
+    tiles = torch.bmm(tiles.mT, wx.weights.view(B * Nx, Tx, Lx).mT)
+    return tiles.view(B, Nx, Ny, C, Ty, Tx).permute(0, 3, 2, 4, 1, 5).reshape(B, C, Ny * Ty, Nx * Tx)
 
 
-def _windows(rows: Tensor, starts: Tensor, window: int) -> Tensor:
-    """rows (B, R, ...), starts (B, N) -> (B * N, window, ...): the rows start .. start + window - 1 of each."""
-    B, R, width = rows.shape
-    if window == R:  # a single tile reads everything
-        return rows
-    first = starts + torch.arange(B, device=rows.device)[:, None] * R
-    numbers = first[..., None] + torch.arange(window, device=rows.device)
-    return rows.reshape(B * R, width).index_select(0, numbers.flatten()).view(-1, window, width)
+def _windows(lines: Tensor, starts: Tensor, window: int) -> Tensor:
+    """Lines start .. start + window - 1: lines (B, M, R, width), starts (B, N) -> (B, N, window, M, width)."""
+    B, M, R, width = lines.shape
+    if M == 1 and window == R:  # a single tile reads everything
+        return lines.view(B, 1, R, 1, width)
+    number = starts[:, :, None] + torch.arange(window, device=lines.device)
+    first = torch.arange(B * M, device=lines.device).view(B, 1, 1, M) * R
+    number = number[..., None] + first
+    return lines.reshape(B * M * R, width).index_select(0, number.flatten()).view(*number.shape, width)
