@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -438,8 +439,6 @@ def _end_of_training(run: Any, json_output: bool) -> None:
 
 
 def _is_main_process() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -455,6 +454,9 @@ def _console() -> Any:
 
 def main() -> None:
     """Entry point: errors a user can cause are one paragraph on stderr, not a traceback."""
+    # Threads of PyTorch that wait by spinning take the cores from each other where other programs run too: measured
+    # 3 to 220 ms instead of 1 ms a view. Set before torch is imported; a person's own setting stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("attar").setLevel(logging.INFO if _is_main_process() else logging.ERROR)
     try:

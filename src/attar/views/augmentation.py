@@ -17,7 +17,7 @@ from attar.data.images import CanvasBatch, ImageSpec
 from attar.errors import RecipeError
 from attar.views.blur import gaussian_blur
 from attar.views.boxes import box_matrices, central_boxes, random_resized_boxes
-from attar.views.colour import HUE, colour_jitter_, require_hue, solarise, to_grey
+from attar.views.colour import HUE, colour_jitter_, solarise, to_grey
 from attar.views.draws import Draws
 from attar.views.resample import Interpolation, crop_and_resize
 
@@ -49,7 +49,8 @@ class Augmentation:
     size: of the view in pixels; None takes the image's. scale, ratio: area share and width / height of the crop.
     flip, jitter_probability, grey, blur, solarise: the probability of each operation.
     jitter: strengths of brightness, contrast, saturation (factors in 1 +- strength, not below 0) and hue (shift in
-    +-strength of a turn, at most 0.5), applied in random order; None leaves colours alone.
+    +-strength of a turn, at most 0.5), applied in random order; None leaves colours alone. Hue is a notion of RGB:
+    images of another number of channels keep theirs.
     grey_before_jitter: swaps these two, as MoCo v1 and InstDisc do.
     blur_sigma: range of the Gaussian's width in pixels. blur_kernel: its odd size; None takes a tenth of the view.
     interpolation: "bilinear", or "bicubic" as the papers whose code was TensorFlow and DINO.
@@ -82,8 +83,6 @@ class Augmentation:
         if self.jitter is not None:
             fine = len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[HUE] <= 0.5
             _require(fine, "jitter", self.jitter, "four strengths >= 0, the last (hue) at most 0.5")
-            if self.jitter[HUE] > 0 and self.jitter_probability > 0:
-                require_hue(self.image.channels)
         if self.blur > 0:
             fine = self.kernel_size % 2 == 1 and self.kernel_size // 2 < self.view_size
             _require(fine, "blur_kernel", self.kernel_size, f"an odd size below {2 * self.view_size}")
@@ -138,7 +137,7 @@ class Augmentation:
         if self.grey > 0 and self.grey_before_jitter:
             images = _where(p.grey, to_grey, images)
         if self.jitter is not None and self.jitter_probability > 0:
-            with_hue = self.jitter[HUE] > 0 and self.image.channels != 1
+            with_hue = self.jitter[HUE] > 0 and self.image.channels == 3
             jitter = lambda x, factors, order: colour_jitter_(x, factors, order, with_hue=with_hue)  # noqa: E731
             images = _where(p.jittered, jitter, images, p.factors, p.order)
         if self.grey > 0 and not self.grey_before_jitter:
