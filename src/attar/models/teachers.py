@@ -108,7 +108,7 @@ class CachedTeacher:
             raise ShapeError(
                 f"the teacher's cache has no answer for image {missing[0]} ({len(missing)} in this batch)."
             )
-        return torch.from_numpy(rows).to(images.device, non_blocking=True)
+        return torch.from_numpy(rows).to(index.device, non_blocking=True)
 
 
 def cache_answers(

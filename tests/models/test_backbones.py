@@ -1,0 +1,125 @@
+"""Backbones: the papers' sizes, named stages, and errors that say what fits."""
+
+import pytest
+import torch
+
+from attar.errors import BackboneError
+from attar.models.backbones import BackboneSpec, build_backbone
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "classes"),
+    [
+        ("resnet20", 0.27, 10),  # He et al. 2016, table 6
+        ("resnet56", 0.85, 10),
+        ("resnet110", 1.73, 10),
+        ("wrn_16_2", 0.70, 100),  # distillation literature, with the 100-way classifier
+        ("wrn_40_2", 2.26, 100),
+        ("resnet8x4", 1.23, 100),
+        ("vgg8_small", 3.97, 100),
+        ("vgg13_small", 9.46, 100),
+    ],
+)
+def test_sizes_are_the_published_ones(name, millions, classes):
+    backbone = build_backbone(name, image_size=32)
+    classifier = (backbone.num_features + 1) * classes
+    assert (parameters(backbone) + classifier) / 1e6 == pytest.approx(millions, abs=0.011)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8x0.5", "wrn_16_1", "vgg8_small", "nin4"])
+def test_own_nets_show_their_stages_and_pool_the_last(name):
+    backbone = build_backbone(name, channels=1, image_size=16).eval()
+    images = torch.randn(2, 1, 16, 16)
+    stages = backbone.stages(images)
+    assert list(stages) == list(backbone.network.body)
+    last = list(stages.values())[-1]
+    assert torch.allclose(last.mean(dim=(2, 3)), backbone(images), atol=1e-6)
+    assert backbone(images).shape == (2, backbone.num_features)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "regnety_002", "convnext_atto"])
+def test_timm_convnets_show_maps_that_shrink(name):
+    backbone = build_backbone(name, channels=5, image_size=64).eval()
+    maps = list(backbone.stages(torch.randn(2, 5, 64, 64)).values())
+    assert len(maps) >= 4 and all(m.ndim == 4 for m in maps)
+    assert [m.shape[-1] for m in maps] == sorted((m.shape[-1] for m in maps), reverse=True)
+
+
+def test_a_vit_takes_crops_of_another_size():
+    backbone = build_backbone("vit_tiny_patch16_224", image_size=64).eval()
+    assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, 192)
+    assert all(m.shape[0] == 2 for m in backbone.stages(torch.randn(2, 3, 64, 64)).values())
+
+
+def test_the_small_stem_keeps_the_resolution():
+    small = build_backbone("resnet18", image_size=32, stem="small")
+    assert next(iter(small.stages(torch.randn(2, 3, 32, 32)).values())).shape[-1] == 32
+    assert (
+        next(iter(build_backbone("resnet18", image_size=32).stages(torch.randn(2, 3, 32, 32)).values())).shape[-1] == 16
+    )
+
+
+def test_the_same_generator_state_gives_the_same_weights():
+    def weights():
+        torch.manual_seed(3)
+        return torch.cat([p.flatten() for p in build_backbone("resnet8x0.5", image_size=16).parameters()])
+
+    assert torch.equal(weights(), weights())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("resnet19", {}), r"unknown backbone 'resnet19'\. Did you mean"),
+        (("alexnet", {"image_size": 16}), r"cannot take images of 16 x 16 pixels.*it needs at least 64"),
+        (("vit_tiny_patch16_224", {"stem": "small", "image_size": 32}), "small is defined for ResNets"),
+        (("resnet20", {"stem": "small"}), "takes no stem=small"),
+        (("resnet20", {"pretrained": True}), "takes no pretrained"),
+        (("resnet18", {"stem": "tiny"}), "accepted: standard, small"),
+    ],
+)
+def test_what_cannot_be_built_is_explained(arguments, text):
+    name, options = arguments
+    with pytest.raises(BackboneError, match=text):
+        build_backbone(name, **{"image_size": 32, **options})
+
+
+def test_spec_round_trip():
+    spec = build_backbone("resnet8", channels=1, image_size=16).spec
+    assert BackboneSpec.from_json(spec.to_json()) == spec
+
+
+def test_hog_sees_edges_only():
+    hog = build_backbone("hog", channels=1, image_size=32)
+    flat = torch.full((1, 1, 32, 32), 0.4)
+    assert hog(flat).abs().max() == 0
+    edge = flat.clone()
+    edge[..., 16:] = 0.9
+    cells = hog.stages(edge)["cells"][0]  # (9, H, W): a vertical edge has a horizontal gradient, between bins 0 and 8
+    assert cells[[0, 8]].sum() == pytest.approx(cells.sum().item()) and cells.sum() > 0
+    noise = torch.rand(2, 1, 32, 32)
+    assert torch.allclose(hog(noise), hog(noise + 0.3), atol=1e-5)
+    assert torch.allclose(hog(noise), hog(noise * 3), atol=1e-4)
+
+
+def test_hog_agrees_with_scikit_image():
+    from skimage.feature import hog as reference
+
+    image = torch.nn.functional.interpolate(
+        torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), size=64, mode="bicubic"
+    )
+    ours = build_backbone("hog", channels=1, image_size=64).stages(image)["blocks"][0]  # (36, 7, 7)
+    theirs = torch.from_numpy(reference(image[0, 0].numpy(), cells_per_block=(2, 2), feature_vector=False)).float()
+    theirs = theirs.permute(2, 3, 4, 0, 1).reshape(36, 7, 7)
+    # scikit-image has no interpolation between bins: the codes are alike, not equal
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.9
+
+
+def test_pixels_are_the_averaged_image():
+    pixels = build_backbone("pixels", channels=3, image_size=32)
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(pixels(image), torch.nn.functional.avg_pool2d(image, 2).flatten(1))
