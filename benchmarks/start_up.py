@@ -1,6 +1,6 @@
 """Start-up of `attar --help` against a bare typer application, alternating in one run.
 
-    python benchmarks/start_up.py [--repeats 15]
+python benchmarks/start_up.py [--repeats 15]
 """
 
 from __future__ import annotations
