@@ -107,7 +107,7 @@ def evaluate(
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
     check_controls(controls)
-    seen = trained_on is not None and trained_on in (train.digest, test.digest if test else None)
+    seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
     task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)
     measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))

@@ -117,7 +117,7 @@ def verdict_of(run: RunContent) -> dict[str, Any] | None:
     found = {
         "shout": shout,
         "tone": tone,
-        "headline": remainder.strip().capitalize() if shout else headline,
+        "headline": remainder.strip()[:1].upper() + remainder.strip()[1:] if shout else headline,
         "rest": rest,
     }
     wanted = {"subject": "model", "protocol": run.details.get("protocol"), "metric": run.details.get("metric")}
