@@ -4,19 +4,22 @@
     onnx          normalisation inside; parity and latency  int8    ONNX, statically quantised
 
 The ONNX graph takes `images`, float pixels in [0, 1], (B, C, H, W) with any B, and gives `features` (B, D).
+With `normalise=False` it takes what the backbone takes: pixels less their mean, divided by their deviation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
+import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +38,10 @@ FORMATS = {"onnx": ".onnx", "safetensors": ".safetensors", "timm": ".timm.safete
 OPSET = 18
 PARITY_BATCHES = (1, 7)
 LATENCY_BATCHES = (1, 32)
+LATENCY_SECONDS = 2.0  # of measuring each batch size, beyond three runs
 TOLERANCE = 1e-3  # of the largest feature: fp32 kernels of two runtimes agree to about 1e-5
+ONE_FILE = 2**31 - 2**20  # bytes of weights that one ONNX file can hold (protobuf's limit, and room for the graph)
+CALIBRATION, HELD_OUT = 256, 128  # images of int8: to calibrate, and to compare the features afterwards
 
 
 class ExportError(AttarError):
@@ -43,12 +49,32 @@ class ExportError(AttarError):
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far a quantised network says the same as in fp32.
+
+    cosine: mean similarity of its features to the original ones. same_neighbour: share of images whose nearest
+    neighbour among the others stays the same; rectified features are alike to begin with, neighbours are not.
+    """
+
+    cosine: float
+    same_neighbour: float
+    num_images: int
+    full_bytes: int
+
+    def text(self) -> str:
+        return (
+            f"against fp32 ({self.full_bytes / 1e6:.2f} MB), on {self.num_images} images calibration did not see: "
+            f"cosine similarity {self.cosine:.4f}, same nearest neighbour for {100 * self.same_neighbour:.0f} %"
+        )
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """What was written and what it is worth.
 
     parity: batch size -> largest difference to PyTorch, as a share of the largest feature. latency_ms: runtime ->
-    batch size -> median milliseconds of a batch on one CPU thread. cosine: int8 only, mean similarity of its
-    features to those in fp32 on the calibration images.
+    batch size -> median milliseconds of a batch on one thread of `hardware`. agreement: int8 only, its features
+    against those in fp32 on num_images the calibration did not see (see `Agreement`).
     """
 
     path: Path
@@ -58,7 +84,8 @@ class ExportResult:
     snippet: str
     parity: dict[int, float] = field(default_factory=dict)
     latency_ms: dict[str, dict[int, float]] = field(default_factory=dict)
-    cosine: float | None = None
+    hardware: str = ""
+    agreement: Agreement | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
@@ -68,11 +95,11 @@ class ExportResult:
         if self.parity:
             worst = ", ".join(f"batch {b}: {value:.1e}" for b, value in self.parity.items())
             lines.append(f"parity with PyTorch (largest difference, share of the largest feature): {worst}")
-        if self.cosine is not None:
-            lines.append(f"features against fp32: cosine similarity {self.cosine:.4f} on the calibration images")
+        if self.agreement is not None:
+            lines.append(self.agreement.text())
         for runtime, by_batch in self.latency_ms.items():
             times = ", ".join(f"batch {b}: {ms:.2f} ms" for b, ms in by_batch.items())
-            lines.append(f"latency of {runtime}, one CPU thread: {times}")
+            lines.append(f"latency of {runtime}, one thread of {self.hardware}: {times}")
         return "\n".join([*lines, "", self.snippet])
 
 
@@ -83,16 +110,19 @@ def export_backbone(
     format: str,
     out: Path,
     calibration: Images | None = None,
+    normalise: bool = True,
 ) -> ExportResult:
     """Write a backbone to `out` (beside it first, then renamed) and check what was written.
 
     Args:
         format: onnx, safetensors, timm or int8. calibration: images for int8, a few hundred.
+        normalise: subtract mean and divide by deviation inside the ONNX graph; False where the caller's pipeline
+            does it already.
 
     Raises:
-        RecipeError: an unknown format, int8 without calibration images, or images it would ignore.
+        RecipeError: an unknown format, int8 without enough images, or an option that would be ignored.
         MissingDependency: onnx, onnxscript or onnxruntime is not installed.
-        ExportError: the exported network differs from the original.
+        ExportError: the exported network differs from the original, or is too large for one file.
     """
     if format not in FORMATS:
         raise RecipeError(unknown_name("format", format, FORMATS))
@@ -102,15 +132,29 @@ def export_backbone(
             if format == "int8"
             else f"--calibration would be ignored: it belongs to int8, not to {format}."
         )
+    if not normalise and format in ("safetensors", "timm"):
+        raise RecipeError(
+            f"normalise=False would be ignored: {format} holds weights only. It belongs to onnx and int8."
+        )
+    if calibration is not None and len(calibration) < 4:
+        raise RecipeError(f"int8 needs at least 4 images to calibrate with, better 300; got {len(calibration)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(backbone, image).cpu().float().eval()
+    # statistics that change nothing stand for "the caller has normalised": one path for both graphs
+    inside = image if normalise else replace(image, mean=(0.0,) * image.channels, std=(1.0,) * image.channels)
+    encoder = Encoder(backbone, inside).cpu().float().eval()
     if format in ("safetensors", "timm"):
         return _export_weights(encoder, format, out)
     _require_onnx()
+    weights = 4 * sum(tensor.numel() for tensor in encoder.state_dict().values())
+    if weights > ONE_FILE:
+        raise ExportError(
+            f"{backbone.spec.name} has {weights / 1e9:.1f} GB of weights in fp32; one ONNX file holds 2.1 GB. "
+            "Distil a smaller student (attar distill), or export safetensors."
+        )
     if format == "onnx":
-        return _export_onnx(encoder, out)
+        return _export_onnx(encoder, image, out)
     assert calibration is not None
-    return _export_int8(encoder, out, calibration)
+    return _export_int8(encoder, image, out, calibration)
 
 
 def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
@@ -124,29 +168,39 @@ def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
     return ExportResult(out, format, out.stat().st_size, _num_parameters(encoder), snippet)
 
 
-def _export_onnx(encoder: Encoder, out: Path) -> ExportResult:
+def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path) -> ExportResult:
     with _renamed_when_done(out) as temporary:
-        _write_onnx(encoder, temporary)
+        _write_onnx(encoder, image, temporary)
         session = _session(temporary)
         parity = {batch: _difference(encoder, session, batch) for batch in PARITY_BATCHES}
-        if max(parity.values()) > TOLERANCE:
+        if not max(parity.values()) <= TOLERANCE:  # also where a value is not a number
             raise ExportError(
                 f"{out}: the ONNX network differs from PyTorch by {max(parity.values()):.2e} of the largest feature "
                 f"(accepted: {TOLERANCE:g}). Nothing was written; please report the backbone, "
                 f"{encoder.backbone.spec.name}."
             )
-        latency = {"PyTorch": _latency(lambda x: encoder(torch.from_numpy(x)), encoder.image)}
-        latency["ONNX Runtime"] = _latency(lambda x: session.run(None, {"images": x}), encoder.image)
+        latency = {"PyTorch": _latency(lambda x: encoder(torch.from_numpy(x)), image)}
+        latency["ONNX Runtime"] = _latency(lambda x: session.run(None, {"images": x}), image)
     return ExportResult(
-        out, "onnx", out.stat().st_size, _num_parameters(encoder), _onnx_snippet(encoder, out), parity, latency
+        out,
+        "onnx",
+        out.stat().st_size,
+        _num_parameters(encoder),
+        _onnx_snippet(encoder, image, out),
+        parity,
+        latency,
+        _hardware(),
     )
 
 
-def _export_int8(encoder: Encoder, out: Path, calibration: Images) -> ExportResult:
+def _export_int8(encoder: Encoder, image: ImageSpec, out: Path, calibration: Images) -> ExportResult:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    batches = _pixels(encoder.image, calibration)
+    order = np.random.default_rng(0).permutation(len(calibration))
+    num_held_out = min(HELD_OUT, len(order) // 3)
+    batches = _inputs(encoder, image, calibration, order[num_held_out:][:CALIBRATION])
+    unseen = _inputs(encoder, image, calibration, order[:num_held_out])
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -159,7 +213,7 @@ def _export_int8(encoder: Encoder, out: Path, calibration: Images) -> ExportResu
     full, prepared = out.with_suffix(".fp32.tmp"), out.with_suffix(".prepared.tmp")
     try:
         with _renamed_when_done(out) as temporary, _quiet():
-            _write_onnx(encoder, full)
+            _write_onnx(encoder, image, full)
             quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared),
@@ -170,32 +224,42 @@ def _export_int8(encoder: Encoder, out: Path, calibration: Images) -> ExportResu
                 weight_type=QuantType.QInt8,
             )
             session, reference = _session(temporary), _session(full)
-            latency = {"ONNX Runtime fp32": _latency(lambda x: reference.run(None, {"images": x}), encoder.image)}
-            latency["ONNX Runtime int8"] = _latency(lambda x: session.run(None, {"images": x}), encoder.image)
-            ours = np.concatenate([session.run(None, {"images": b})[0] for b in batches])
-            theirs = np.concatenate([reference.run(None, {"images": b})[0] for b in batches])
+            latency = {"ONNX Runtime fp32": _latency(lambda x: reference.run(None, {"images": x}), image)}
+            latency["ONNX Runtime int8"] = _latency(lambda x: session.run(None, {"images": x}), image)
+            found = np.concatenate([session.run(None, {"images": x})[0] for x in unseen])
+            wanted = np.concatenate([reference.run(None, {"images": x})[0] for x in unseen])
+            agreement = _agreement(found, wanted, full.stat().st_size)
     finally:
         full.unlink(missing_ok=True)
         prepared.unlink(missing_ok=True)
-    cosine = (ours * theirs).sum(1) / np.maximum(np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1), 1e-12)
     return ExportResult(
         out,
         "int8",
         out.stat().st_size,
         _num_parameters(encoder),
-        _onnx_snippet(encoder, out),
+        _onnx_snippet(encoder, image, out),
         latency_ms=latency,
-        cosine=float(cosine.mean()),
+        hardware=_hardware(),
+        agreement=agreement,
     )
 
 
-def _write_onnx(encoder: Encoder, path: Path) -> None:
+def _agreement(found: np.ndarray, wanted: np.ndarray, full_bytes: int) -> Agreement:
+    """Features (N, D) of the quantised network against those in fp32."""
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
+    ours, theirs = unit(found), unit(wanted)
+    neighbours = [(x @ x.T - 4 * np.eye(len(x))).argmax(axis=1) for x in (ours, theirs)]  # never itself
+    same = float((neighbours[0] == neighbours[1]).mean())
+    return Agreement(float((ours * theirs).sum(axis=1).mean()), same, len(ours), full_bytes)
+
+
+def _write_onnx(encoder: Encoder, image: ImageSpec, path: Path) -> None:
     """One file, dynamic batch, with what is needed to use it among the metadata."""
     import onnx
 
     import attar
 
-    size, channels = encoder.image.size, encoder.image.channels
+    size, channels = image.size, image.channels
     example = torch.rand(2, channels, size, size)
     with _quiet():
         program = torch.onnx.export(
@@ -215,9 +279,12 @@ def _write_onnx(encoder: Encoder, path: Path) -> None:
         "backbone": encoder.backbone.spec.name,
         "size": str(size),
         "channels": str(channels),
-        "input": "images, float32 pixels in [0, 1], (B, C, H, W)",
+        "input": f"images, float32 pixels in [0, 1]{'' if _inside(encoder, image) else ', normalised'}, (B, C, H, W)",
+        "normalisation": "inside" if _inside(encoder, image) else "outside",
+        "mean": json.dumps(list(image.mean)),
+        "std": json.dumps(list(image.std)),
+        "crop_fraction": f"{image.crop_fraction:g}",
         "num_features": str(encoder.num_features),
-        "crop_fraction": f"{encoder.image.crop_fraction:g}",
     }
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
@@ -246,7 +313,7 @@ def _difference(encoder: Encoder, session: onnxruntime.InferenceSession, batch: 
 
 
 def _latency(run: Callable[[np.ndarray], Any], image: ImageSpec, *, repeats: int = 15) -> dict[int, float]:
-    """Median milliseconds a batch, on one thread."""
+    """Median milliseconds a batch, on one thread; at least three runs, more while they are quick."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = {}
@@ -254,10 +321,9 @@ def _latency(run: Callable[[np.ndarray], Any], image: ImageSpec, *, repeats: int
         with torch.no_grad():
             for batch in LATENCY_BATCHES:
                 pixels = np.random.default_rng(0).random((batch, image.channels, image.size, image.size), np.float32)
-                for _ in range(2):
-                    run(pixels)
-                times = []
-                for _ in range(repeats):
+                run(pixels)  # the first one allocates
+                times: list[float] = []
+                while len(times) < 3 or (len(times) < repeats and sum(times) < LATENCY_SECONDS):
                     began = time.perf_counter()
                     run(pixels)
                     times.append(time.perf_counter() - began)
@@ -267,15 +333,32 @@ def _latency(run: Callable[[np.ndarray], Any], image: ImageSpec, *, repeats: int
     return found
 
 
-def _pixels(image: ImageSpec, images: Images, *, limit: int = 256, batch_size: int = 32) -> list[np.ndarray]:
-    """Central views of up to `limit` images as float pixels in [0, 1]."""
+def _hardware() -> str:
+    """The processor's name, for a reader of the latency."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _inputs(
+    encoder: Encoder, image: ImageSpec, images: Images, chosen: np.ndarray, *, batch_size: int = 32
+) -> list[np.ndarray]:
+    """Central views of the chosen images as the graph takes them: pixels in [0, 1], or normalised."""
     from attar.views.augmentation import CentreView
 
-    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:limit])
-    view = CentreView(image)
     column = lambda values: torch.tensor(values).view(1, -1, 1, 1)  # noqa: E731
-    normalised = (view(images.batch(part)) for part in np.array_split(chosen, max(-(-len(chosen) // batch_size), 1)))
+    parts = np.array_split(np.sort(chosen), -(-len(chosen) // batch_size))
+    normalised = [CentreView(image)(images.batch(part)) for part in parts]
+    if not _inside(encoder, image):
+        return [x.numpy() for x in normalised]
     return [(x * column(image.std) + column(image.mean)).clamp(0, 1).numpy() for x in normalised]
+
+
+def _inside(encoder: Encoder, image: ImageSpec) -> bool:
+    """Does the graph normalise by itself?"""
+    return encoder.image == image
 
 
 def _num_parameters(encoder: Encoder) -> int:
@@ -322,29 +405,47 @@ def _quiet() -> Iterator[None]:
 # ---- what a person pastes ------------------------------------------------------------------------------------------
 
 
-def _preparation(image: ImageSpec) -> str:
-    """PIL image -> `pixels`, float32 (1, C, H, W) in [0, 1], without attar."""
-    mode = {1: "L", 3: "RGB"}.get(image.channels, "RGB")
+def preparation(image: ImageSpec) -> str:
+    """An image file -> `pixels`, float32 (1, C, H, W) in [0, 1], without attar."""
+    size, channels = image.size, image.channels
+    if channels not in (1, 3):
+        return f"""\
+stored = np.load("photo.npy")  # uint8 (H, W, {channels})
+planes = [Image.fromarray(stored[:, :, c]) for c in range({channels})]
+side = min(planes[0].size) * {image.crop_fraction:g}
+left, top = (planes[0].width - side) / 2, (planes[0].height - side) / 2
+box = (left, top, left + side, top + side)
+planes = [p.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box) for p in planes]
+pixels = np.stack([np.asarray(p, np.float32) for p in planes])[None] / 255
+"""
     return f"""\
-picture = Image.open("photo.jpg").convert("{mode}")
+picture = Image.open("photo.jpg").convert("{"L" if channels == 1 else "RGB"}")
 side = min(picture.size) * {image.crop_fraction:g}
 left, top = (picture.width - side) / 2, (picture.height - side) / 2
 box = (left, top, left + side, top + side)
-picture = picture.resize(({image.size}, {image.size}), Image.Resampling.BILINEAR, box=box)
-pixels = np.asarray(picture, np.float32).reshape({image.size}, {image.size}, {image.channels})
+picture = picture.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)
+pixels = np.asarray(picture, np.float32).reshape({size}, {size}, {channels})
 pixels = pixels.transpose(2, 0, 1)[None] / 255
 """
 
 
-def _onnx_snippet(encoder: Encoder, path: Path) -> str:
+def _onnx_snippet(encoder: Encoder, image: ImageSpec, path: Path) -> str:
+    lines = [preparation(image).rstrip()]
+    note = "; normalisation is inside"
+    if not _inside(encoder, image):
+        column = lambda values: f"np.array({list(values)}, np.float32).reshape(1, -1, 1, 1)"  # noqa: E731
+        lines.append(f"pixels = (pixels - {column(image.mean)}) / {column(image.std)}")
+        note = ""
+    prepared = "\n".join(lines)
     return f"""\
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-{_preparation(encoder.image)}
+{prepared}
+
 session = onnxruntime.InferenceSession({str(path)!r})
-features = session.run(None, {{"images": pixels}})[0]  # (1, {encoder.num_features}); normalisation is inside
+features = session.run(None, {{"images": pixels}})[0]  # (1, {encoder.num_features}){note}
 """
 
 
@@ -359,7 +460,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-{_preparation(image)}
+{preparation(image)}
 network = timm.create_model({spec.name!r}, num_classes=0, in_chans={spec.channels}{_timm_size(encoder.backbone)})
 network.load_state_dict(load_file({str(path)!r}))
 mean = torch.tensor({list(image.mean)}).view(1, -1, 1, 1)
@@ -377,20 +478,15 @@ def _timm_size(backbone: Backbone) -> str:
     return f", img_size={backbone.spec.image_size}" if hasattr(backbone.network, "patch_embed") else ""
 
 
-def _attar_snippet(encoder: Encoder, path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
+def attar_snippet(folder: Path, image: ImageSpec, num_features: int) -> str:
+    """How to load a run folder in Python."""
     return f"""\
 import attar
 import numpy as np
 import torch
 from PIL import Image
 
-{_preparation(encoder.image)}
+{preparation(image)}
 encode = attar.load({str(folder)!r})
-features = encode(torch.from_numpy(pixels))  # (1, {encoder.num_features}); normalisation is inside
+features = encode(torch.from_numpy(pixels))  # (1, {num_features}); normalisation is inside
 """
-
-
-def snippet_of(run: Path, backbone: Backbone, image: ImageSpec) -> str:
-    """How to load a run from Python: for a report."""
-    return _attar_snippet(Encoder(backbone, image), run)
