@@ -164,7 +164,7 @@ def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
     state = backbone.timm_state_dict() if format == "timm" else backbone.state_dict()
     with _renamed_when_done(out) as temporary:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, temporary)
-    snippet = _timm_snippet(encoder, out) if format == "timm" else _attar_snippet(encoder, out)
+    snippet = _weights_snippet(encoder, format, out)
     return ExportResult(out, format, out.stat().st_size, _num_parameters(encoder), snippet)
 
 
@@ -449,33 +449,34 @@ features = session.run(None, {{"images": pixels}})[0]  # (1, {encoder.num_featur
 """
 
 
-def _timm_snippet(encoder: Encoder, path: Path) -> str:
-    spec, image = encoder.backbone.spec, encoder.image
-    if not _is_plain_timm(encoder.backbone):
-        return _attar_snippet(encoder, path.parent)
+def _weights_snippet(encoder: Encoder, format: str, path: Path) -> str:
+    """Plain timm where timm can build the network and the names are its own, otherwise attar's own building blocks."""
+    backbone, image = encoder.backbone, encoder.image
+    spec, network = backbone.spec, backbone.network
+    if format == "timm" and type(network).__module__.startswith("timm."):
+        imports = "import timm"
+        size = f", img_size={spec.image_size}" if hasattr(network, "patch_embed") else ""
+        build = f"network = timm.create_model({spec.name!r}, num_classes=0, in_chans={spec.channels}{size})\n"
+        if spec.stem == "small":
+            conv: Any = network.conv1
+            sizes = f"{spec.channels}, {conv.out_channels}, 3, padding=1, bias={conv.bias is not None}"
+            build += f"network.conv1, network.maxpool = torch.nn.Conv2d({sizes}), torch.nn.Identity()\n"
+    else:
+        imports = "from attar.models.backbones import build_backbone"
+        options = f"channels={spec.channels}, image_size={spec.image_size}, stem={spec.stem!r}"
+        part = ".network" if format == "timm" else ""
+        build = f"network = build_backbone({spec.name!r}, {options}){part}\n"
+    third_party = ["import numpy as np", "import torch", "from PIL import Image"]
+    imported = "\n".join([*third_party, "from safetensors.torch import load_file", imports])
     return f"""\
-import numpy as np
-import timm
-import torch
-from PIL import Image
-from safetensors.torch import load_file
+{imported}
 
 {preparation(image)}
-network = timm.create_model({spec.name!r}, num_classes=0, in_chans={spec.channels}{_timm_size(encoder.backbone)})
-network.load_state_dict(load_file({str(path)!r}))
+{build}network.load_state_dict(load_file({str(path)!r}))
 mean = torch.tensor({list(image.mean)}).view(1, -1, 1, 1)
 std = torch.tensor({list(image.std)}).view(1, -1, 1, 1)
 features = network.eval()((torch.from_numpy(pixels) - mean) / std)  # (1, {encoder.num_features})
 """
-
-
-def _is_plain_timm(backbone: Backbone) -> bool:
-    """A network that timm builds as it is: not an own one, and without a changed stem."""
-    return type(backbone.network).__module__.startswith("timm.") and backbone.spec.stem == "standard"
-
-
-def _timm_size(backbone: Backbone) -> str:
-    return f", img_size={backbone.spec.image_size}" if hasattr(backbone.network, "patch_embed") else ""
 
 
 def attar_snippet(folder: Path, image: ImageSpec, num_features: int) -> str:
