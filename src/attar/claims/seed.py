@@ -14,6 +14,7 @@ and both sham arms are not above alone. Measured at the last epoch on frozen fea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,8 @@ def judge(result: ClaimResult, *, digits: bool) -> str:
             {"above": "holds" if shams_fine else "undecided", "below": "does not hold"}.get(side, "undecided")
         )
         shams = ", ".join(f"{arm} {100 * found[arm][0]:+.1f}" for arm in ("random", "permuted"))
-        lines.append(f"{metric}: SEED {100 * gain:+.1f} ± {100 * deviation:.1f} points against alone (shams: {shams})")
+        known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
+        lines.append(f"{metric}: SEED {100 * gain:+.1f}{known} points against alone (shams: {shams})")
     verdict = outcomes[0] if len(set(outcomes)) == 1 else "undecided"
     worth = (
         " These are 8-pixel digits: easy for every arm, so this run shows that the experiment works, and says little "
