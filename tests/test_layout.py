@@ -9,7 +9,19 @@ import attar
 import attar.methods
 
 ROWS = [
-    {"cli", "__main__", "__init__", "stages", "pipeline", "demo", "claims", "catalogue", "reporting", "exporting"},
+    {
+        "cli",
+        "__main__",
+        "__init__",
+        "stages",
+        "training",
+        "pipeline",
+        "demo",
+        "claims",
+        "catalogue",
+        "reporting",
+        "exporting",
+    },
     {"train", "evaluation"},
     {"methods"},
     {"views", "losses", "models"},

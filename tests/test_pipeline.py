@@ -78,3 +78,46 @@ def test_a_file_that_is_no_pipeline(tmp_path):
     (tmp_path / "r.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="not valid YAML"):
         run(tmp_path / "r.yaml")
+
+
+SHORT = {"source": "images.npz", "backbone": "resnet8x0.5", "image_size": 8, "epochs": 1, "batch_size": 32}
+
+
+def test_what_changed_or_is_gone_is_done_again_and_nothing_is_lost(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)
+    np.savez("images.npz", images=pixels)
+    training = {**SHORT, "progress": False}
+    recipe = {
+        "out": "out",
+        "stages": [
+            {"name": "model", "pretrain": training},
+            {"embed": {"run": "model", "source": "images.npz", "out": "e.npz"}},
+        ],
+    }
+    file = write(tmp_path / "r.yaml", recipe)
+    assert run(file).ran == ["model", "embed"]
+    first = (tmp_path / "out" / "model" / "backbone.safetensors").read_bytes()
+
+    training["seed"] = 1  # another training: the old one is kept beside it, and what depends on it follows
+    assert run(write(file, recipe)).ran == ["model", "embed"]
+    assert (tmp_path / "out" / "model.replaced-1" / "backbone.safetensors").read_bytes() == first
+    assert (tmp_path / "out" / "model" / "backbone.safetensors").read_bytes() != first
+    assert run(file).ran == []
+
+    training["workers"] = 1  # the same training
+    assert run(write(file, recipe)).ran and not (tmp_path / "out" / "model.replaced-2").exists()
+
+    (tmp_path / "out" / "e.npz").unlink()
+    assert run(file).ran == ["embed"]
+
+    np.savez("images.npz", images=pixels[::-1])  # other images under the same name
+    assert run(file).ran == ["model", "embed"] and (tmp_path / "out" / "model.replaced-2").is_dir()
+
+
+def test_an_argument_that_is_missing_is_found_before_anything_runs(tmp_path):
+    file = write(tmp_path / "r.yaml", {"out": str(tmp_path / "out"), "stages": [{"evaluate": {"run": "model"}}]})
+    with pytest.raises(RecipeError, match="stage 1: evaluate needs labelled"):
+        run(file)

@@ -79,7 +79,7 @@ def demo(out: str | Path = "runs/demo", *, minutes: float = 6.0, seed: int = 0, 
         settings=TEACHER_SETTINGS,
         minutes=minutes * TEACHER_SHARE,
         **common,
-    )
+    ).or_stop()
     logger.info("2 of 5: a small student (%s) by SEED, from what the teacher says", STUDENT)
     stages.distill(
         train,
@@ -90,7 +90,7 @@ def demo(out: str | Path = "runs/demo", *, minutes: float = 6.0, seed: int = 0, 
         settings=STUDENT_SETTINGS,
         minutes=minutes * (1 - TEACHER_SHARE),
         **common,
-    )
+    ).or_stop()
     logger.info("3 of 5: evaluation with %s of the labels", ", ".join(f"{100 * f:g} %" for f in FRACTIONS))
     protocol = "low_label:" + ",".join(f"{f:g}" for f in FRACTIONS)
     result = stages.evaluate(

@@ -34,6 +34,10 @@ class RunError(AttarError):
     """A run folder that cannot be used: occupied, incomplete, or not a run."""
 
 
+class RunChanged(RunError):
+    """A run folder that holds a run with other settings than those asked for."""
+
+
 class TrainingError(AttarError):
     """Training that had to stop: non-finite loss or collapse."""
 

@@ -11,14 +11,16 @@
       - report: {runs: [teacher, student], out: report.html}
 
 Where `run`, `runs` or `teacher` names an earlier stage, that stage's folder (out/NAME) is meant. What is done is not
-done again: a stage is skipped when its arguments and everything it depends on are what they were; a training that was
-stopped is resumed.
+done again: a stage is skipped when its arguments, the images and runs it reads, and the stages it depends on are what
+they were, and what it made is still there. A training that was stopped is resumed; one whose settings changed since is
+moved aside (out/NAME.replaced-1) and trained anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 from dataclasses import dataclass, field
@@ -27,8 +29,8 @@ from typing import Any
 
 import yaml
 
-from attar.errors import RecipeError, RunError, unknown_name
-from attar.train.run import write_atomically
+from attar.errors import RecipeError, RunChanged, RunError, unknown_name
+from attar.train.run import check_writable, write_atomically
 
 logger = logging.getLogger("attar")
 
@@ -101,11 +103,15 @@ def _read_stage(path: Path, number: int, entry: Any) -> Stage:
         raise RecipeError(f"{where}: " + unknown_name("stage", kind, KINDS))
     if kind in TRAININGS and not entry.get("name"):
         raise RecipeError(f"{where}: {kind} needs a name; its run is kept in the folder out/NAME.")
-    accepted = set(inspect.signature(_function(kind)).parameters) - ({"out", "resume"} if kind in TRAININGS else set())
+    parameters = inspect.signature(_function(kind)).parameters
+    accepted = set(parameters) - ({"out", "resume"} if kind in TRAININGS else set())
     arguments = entry[kind] or {}
     for argument in arguments:
         if argument not in accepted:
             raise RecipeError(f"{where}: " + unknown_name(f"argument of {kind}", argument, accepted, limit=40))
+    for name in accepted - arguments.keys():
+        if parameters[name].default is inspect.Parameter.empty:
+            raise RecipeError(f"{where}: {kind} needs {name}.")
     return Stage(kind, arguments, entry.get("name"))
 
 
@@ -117,24 +123,25 @@ def _function(kind: str) -> Any:
 
 def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
     """Run the stages in order; `out/pipeline.json` remembers the digest of each that is done."""
-    out.mkdir(parents=True, exist_ok=True)
-    ledger = out / "pipeline.json"
+    check_writable(ledger := out / "pipeline.json")
     done: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
     result = PipelineResult(out)
     digests: dict[str, str] = {}
     for number, stage in enumerate(plan, 1):
         key = f"{number}-{stage.title}"
+        arguments = _arguments(stage, out, digests)
         depends = sorted({digests[name] for name in _mentioned(stage, digests)})
-        text = json.dumps([stage.kind, stage.arguments, stage.name, depends], sort_keys=True, default=str)
+        reads = _digests_outside(stage, digests)
+        text = json.dumps([stage.kind, stage.arguments, stage.name, depends, reads], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if stage.name:
             digests[stage.name] = digest
-        if done.get(key) == digest:
+        if done.get(key) == digest and _output(stage, arguments).exists():
             logger.info("Stage %d of %d, %s: done already.", number, len(plan), stage.title)
             result.skipped.append(stage.title)
             continue
         logger.info("Stage %d of %d: %s", number, len(plan), stage.title)
-        returned = _function(stage.kind)(**_arguments(stage, out, digests))
+        returned = _carry_out(stage, arguments)
         if getattr(returned, "interrupted", False):
             result.interrupted = True
             return result
@@ -146,6 +153,48 @@ def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
     return result
 
 
+def _carry_out(stage: Stage, arguments: dict[str, Any]) -> Any:
+    """The stage's function; a training that differs from the one in its folder starts anew, the old one is kept."""
+    function = _function(stage.kind)
+    try:
+        return function(**arguments)
+    except RunChanged as error:
+        folder = Path(arguments["out"])
+        number = next(i for i in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{i}").exists())
+        aside = folder.rename(folder.with_name(f"{folder.name}.replaced-{number}"))
+        logger.warning("%s It is kept as %s; training anew.", str(error).split(". Continue")[0] + ".", aside)
+        return function(**arguments)
+
+
+def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
+    """Digests of what a stage reads that no stage made: images by their listing, runs by their weights."""
+    from attar.data.sources import open_source
+
+    found = []
+    for key in _SOURCES:
+        if isinstance(given := stage.arguments.get(key), str):
+            found.append(open_source(given, None).digest)
+    for key in _REFERENCES:
+        given = stage.arguments.get(key)
+        for item in given if isinstance(given, list) else [given]:
+            weights = Path(str(item)) / "backbone.json"
+            if item not in names and weights.is_file():
+                found.append(hashlib.sha256(weights.read_bytes()).hexdigest())
+    return found
+
+
+def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
+    """The file whose presence shows that a stage has done its work."""
+    if stage.kind in TRAININGS:
+        return arguments["out"] / "backbone.json"
+    if stage.kind in ("report", "embed"):
+        return Path(arguments["out"])
+    if stage.kind == "evaluate":
+        return Path(arguments["run"]) / "evaluation.json"
+    return Path(arguments.get("out") or Path(arguments["run"]) / "export.json")
+
+
+_SOURCES = ("source", "labelled", "test", "calibration")
 _REFERENCES = ("run", "runs", "teacher")
 
 
@@ -168,8 +217,8 @@ def _arguments(stage: Stage, out: Path, names: dict[str, str]) -> dict[str, Any]
         if stage.name is None:
             raise RunError(f"{stage.kind} without a name")  # read_pipeline has checked it
         return {**arguments, "out": out / stage.name, "resume": True}
-    if stage.kind in ("report", "embed") and "out" in arguments:
-        arguments["out"] = out / arguments["out"]
+    if stage.kind in ("report", "embed"):
+        arguments["out"] = out / arguments.get("out", "report.html")
     if isinstance(arguments.get("protocols"), list):
         arguments["protocols"] = tuple(arguments["protocols"])
     return arguments

@@ -10,7 +10,7 @@ from attar.claims import reproduce, seed
 from attar.claims.base import ClaimResult, compare, spread
 from attar.claims.seed import PermutedTeacher, Size, judge
 from attar.data.images import ImageSpec
-from attar.errors import RecipeError
+from attar.errors import RecipeError, RunChanged
 
 
 def result(**arms):
@@ -64,6 +64,8 @@ def test_unknown_claims_and_sizes(tmp_path):
         reproduce("sed")
     with pytest.raises(RecipeError, match="accepted: cpu, gpu"):
         reproduce("seed", size="huge", out=tmp_path)
+    with pytest.raises(RecipeError, match="--seeds 0: it must be 1 or more"):
+        reproduce("seed", seeds=0)
 
 
 @pytest.mark.slow
@@ -80,12 +82,17 @@ def test_all_arms_run_are_kept_and_not_done_again(tmp_path, monkeypatch):
         seeds=1,
     )
     monkeypatch.setitem(seed.SIZES, "cpu", tiny)
+    other = tmp_path / "other.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
+    np.savez(other, images=pixels, labels=np.arange(400) % 3)
     found = reproduce("seed", out=tmp_path / "claim", device="cpu")
     assert set(found.values) == set(seed.ARMS)
     assert "Verdict: undecided" in found.verdict  # one seed decides nothing
     saved = json.loads((tmp_path / "claim" / "claim.json").read_text())
     assert saved["values"]["seed"]["knn"] == found.values["seed"]["knn"]
     weights = (tmp_path / "claim" / "seed0" / "seed" / "backbone.safetensors").stat().st_mtime_ns
+    with pytest.raises(RunChanged, match="data: "):  # the runs of other images are not taken for these
+        reproduce("seed", data=str(other), out=tmp_path / "claim", device="cpu")
     again = reproduce("seed", out=tmp_path / "claim", device="cpu")
     assert np.allclose(again.values["alone"]["linear"], found.values["alone"]["linear"])
     assert (tmp_path / "claim" / "seed0" / "seed" / "backbone.safetensors").stat().st_mtime_ns == weights

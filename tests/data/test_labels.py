@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from attar.data.labels import encode_labels, match_classes, require_classes
-from attar.data.load import load_images
+from attar.data.labels import encode_labels
 from attar.data.splits import label_fraction, stratified_split, subset_per_class
 from attar.errors import DataError
 
@@ -26,25 +25,6 @@ def test_encode_labels():
         encode_labels(["z"], where="t", classes=["x", "y"])
     with pytest.raises(DataError, match=r"fractions such as 0\.5"):
         encode_labels([0.5, 1.0], where="t")
-
-
-def test_require_classes(make, tmp_path):
-    make.folder(tmp_path / "f", 2, classes=("only",))
-    with pytest.raises(DataError, match=r"one class only \('only'\).*at least 2"):
-        require_classes(load_images(tmp_path / "f", image_size=16, labels="folder"))
-    with pytest.raises(DataError, match="has no labels"):
-        require_classes(load_images(tmp_path / "f", image_size=16))
-    require_classes(load_images("digits", image_size=8))
-
-
-def test_match_classes_goes_by_name(make, tmp_path):
-    folder = make.folder(tmp_path / "f", 4, classes=("b", "c"))
-    make.folder(folder, 1)  # without a label
-    images = load_images(folder, image_size=16, labels="folder")
-    assert images.labels.tolist() == [-1, 0, 0, 1, 1]
-    assert match_classes(images, ("c", "a", "b")).labels.tolist() == [-1, 2, 2, 0, 0]
-    with pytest.raises(DataError, match="classes c are not among b, d"):
-        match_classes(images, ("b", "d"))
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5, 0.9])

@@ -1,6 +1,7 @@
 """Weights on disk are whole or refused; teachers answer in their own terms and never learn."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,6 +142,16 @@ def test_a_cache_file_is_computed_once(saved, tmp_path):
     assert np.array_equal(first.answers, again.answers, equal_nan=True)
     cache_answers(teacher, images, IMAGE, view_of, key="other", **common)
     assert asked.count(0) == 2
+
+
+def test_a_cache_that_does_not_fit_on_the_disk_is_refused(saved, tmp_path, monkeypatch):
+    images = load_images(np.zeros((10, 16, 16), np.uint8), image_size=16)
+    teacher = FrozenTeacher(saved[1], IMAGE, digest="a")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    common = dict(num_views=2, folder=tmp_path / "cache", key="k", device=torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"need 0 MB in .*cache.*teacher_views=0"):
+        cache_answers(teacher, images, IMAGE, lambda batch, view: pytest.fail("asked"), **common)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_which_output_a_teacher_gives(saved):

@@ -29,11 +29,11 @@ def reproduce(
     Args:
         name: a claim of CLAIMS. data, test: labelled images (labels only measure); default: scikit-learn's digits.
         size: "cpu" (minutes on two cores) or "gpu". seeds: number of seeds; default: the claim's own.
-        out: folder of the runs; what is done there is not done again.
+        out: folder of the runs; what is done there is not done again. Default: one for each claim, size and data.
     """
     if name not in CLAIMS:
         raise RecipeError(unknown_name("claim", name, CLAIMS))
+    if seeds is not None and seeds < 1:
+        raise RecipeError(f"--seeds {seeds}: it must be 1 or more.")
     claim = import_module(CLAIMS[name]).CLAIM
-    return claim(
-        data=data, test=test, size=size, out=Path(out or f"runs/claims/{name}-{size}"), seeds=seeds, device=device
-    )
+    return claim(data=data, test=test, size=size, out=None if out is None else Path(out), seeds=seeds, device=device)

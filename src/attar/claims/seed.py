@@ -87,7 +87,7 @@ METRICS = ("knn", "linear")
 
 
 def run_claim(
-    *, data: str | None, test: str | None, size: str, out: Path, seeds: int | None, device: str
+    *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge. See the module's docstring."""
     if size not in SIZES:
@@ -96,11 +96,13 @@ def run_claim(
 
     plan = SIZES[size]
     num_seeds = seeds or plan.seeds
-    train, held_out = _data(data or "digits", test, plan)
+    data = data or "digits"
+    train, held_out = _data(data, test, plan)
+    out = out or Path(f"runs/claims/seed-{size}-{train.digest[:8]}")
     result = ClaimResult(
         name="seed",
         statement=STATEMENT,
-        data=f"{data or 'digits'}: {len(train)} images to train on, {len(held_out)} to measure",
+        data=f"{data}: {len(train)} images to train on, {len(held_out)} to measure",
         conditions={
             "size": size,
             "teacher": f"{plan.teacher}, {plan.teacher_epochs} epochs",
@@ -118,20 +120,23 @@ def run_claim(
     teacher = out / "teacher"
     stages.pretrain(
         train, out=teacher, backbone=plan.teacher, stem=plan.stem, epochs=plan.teacher_epochs, resume=True, **common
-    )
+    ).or_stop()
     untrained_twin(teacher, out / "random-teacher", train)
     _note(result, "teacher", teacher, train, held_out, device)
     for seed in range(num_seeds):
         common |= {"seed": seed, "epochs": plan.student_epochs, "resume": True, "backbone": plan.student}
         folder = out / f"seed{seed}"
-        stages.pretrain(train, out=folder / "alone", **common)
-        stages.distill(train, teacher=teacher, out=folder / "seed", **common)
-        stages.distill(train, teacher=out / "random-teacher", out=folder / "random", **common)
-        stages.distill(train, teacher=PermutedTeacher(load_teacher(teacher)), out=folder / "permuted", **common)
-        untrained_twin(folder / "alone", folder / "untrained", train, seed=seed)
-        for arm in ("untrained", "alone", "seed", "random", "permuted"):
-            _note(result, arm, folder / arm, train, held_out, device)
-        result.verdict = judge(result, digits=data is None)
+        stages.pretrain(train, out=folder / "alone", **common).or_stop()
+        teachers: dict[str, Path | PermutedTeacher] = {
+            "seed": teacher,
+            "random": out / "random-teacher",
+            "permuted": PermutedTeacher(load_teacher(teacher)),
+        }
+        for arm, taught_by in teachers.items():
+            stages.distill(train, teacher=taught_by, out=folder / arm, **common).or_stop()
+        for arm in ("alone", "seed", "random", "permuted"):
+            _note(result, arm, folder / arm, train, held_out, device, seed=seed)
+        result.verdict = judge(result, digits=data == "digits")
         result.save(out)
     return result
 
@@ -188,8 +193,10 @@ def _at_most(images: Images, number: int) -> Images:
 def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
     """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run.
 
-    Its batch norm statistics are those of the images: with the initial ones it would be a straw man.
+    Its batch norm statistics are those of the images: with the initial ones it would be a straw man. Made once.
     """
+    if (out / "backbone.json").is_file():
+        return out
     import torch
 
     from attar.evaluation.controls import calibrate_batchnorm
@@ -223,14 +230,18 @@ class PermutedTeacher:
         return self.teacher(images, index, image, view).roll(1, dims=0)  # the order of a batch is random already
 
 
-def _note(result: ClaimResult, arm: str, run: Path, train: Images, held_out: Images, device: str) -> None:
-    """Measure an arm and add its values."""
+def _note(
+    result: ClaimResult, arm: str, run: Path, train: Images, held_out: Images, device: str, *, seed: int = 0
+) -> None:
+    """Measure an arm and add its values; beside the student alone also its untrained twin."""
+    controls = ("random_init",) if arm == "alone" else ()
     measured = stages.evaluate(
-        run, train, test=held_out, protocols=METRICS, controls=False, device=device, progress=False
+        run, train, test=held_out, protocols=METRICS, controls=controls, seed=seed, device=device, progress=False
     )
-    row = result.values.setdefault(arm, {})
+    arm_of = {"model": arm, "random_init": "untrained"}
     for found in measured.rows:
-        if found["subject"] == "model" and found["metric"] == "top1":
+        if found["subject"] in arm_of and found["metric"] == "top1":
+            row = result.values.setdefault(arm_of[found["subject"]], {})
             row.setdefault(found["protocol"], []).append(found["value"])
 
 

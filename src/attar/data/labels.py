@@ -1,14 +1,12 @@
-"""Class labels: from values of a column to numbers, and checks for those who need them."""
+"""Class labels: from values of a column to numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from attar.data.images import Images
 from attar.errors import DataError
 
 
@@ -56,41 +54,6 @@ def _encode_numbers(
     found = np.unique(numbers[numbers >= 0])
     labels = np.where(numbers >= 0, np.searchsorted(found, numbers), -1)
     return labels.astype(np.int64), tuple(str(v) for v in found)
-
-
-def require_classes(images: Images) -> None:
-    """Check that there is something to tell apart.
-
-    Raises:
-        DataError: without labels, or if the labelled images belong to fewer than two classes.
-    """
-    accepted = "Give one sub-folder a class, or a table and the name of its label column (--labels COLUMN)."
-    if images.labels is None:
-        raise DataError(f"{images.name} has no labels. {accepted}")
-    present = np.unique(images.labels[images.labels >= 0])
-    if len(present) < 2:
-        names = [images.classes[i] for i in present if i < len(images.classes)]
-        found = f"one class only ({names[0]!r})" if names else "no labelled image"
-        raise DataError(f"{images.name}: {found}; at least 2 classes are needed to tell apart. {accepted}")
-
-
-def match_classes(images: Images, classes: Sequence[str]) -> Images:
-    """The same images with labels numbered as in `classes` (e.g. those of the training set), matched by name.
-
-    Raises:
-        DataError: if an image belongs to a class that `classes` does not hold.
-    """
-    if images.labels is None or images.classes == tuple(classes):
-        return images
-    position = {name: i for i, name in enumerate(classes)}
-    present = np.unique(images.labels[images.labels >= 0])
-    foreign = [images.classes[i] for i in present if images.classes[i] not in position]
-    if foreign:
-        raise DataError(
-            f"{images.name}: classes {_short(foreign)} are not among {_short(classes)}; names must be equal."
-        )
-    table = np.array([position.get(name, -1) for name in images.classes] + [-1], np.int64)  # last: for label -1
-    return replace(images, labels=table[images.labels], classes=tuple(classes))
 
 
 def _short(names: Sequence[str], limit: int = 8) -> str:

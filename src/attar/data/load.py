@@ -42,7 +42,6 @@ def load_images(
     max_cache_bytes: int | None = None,
     workers: int | None = None,
     progress: bool = True,
-    seed: int = 0,
 ) -> Images:
     """List a source, decode it once, and give access to its usable images.
 
@@ -60,7 +59,6 @@ def load_images(
         cache: folder of the packs; default `cache_folder()`.
         max_cache_bytes: for this pack; 0 decodes on demand. Default: half of the free disk.
         workers: threads that decode; default one a core.
-        seed: nothing here is random; taken so that all functions can be called alike.
 
     Raises:
         DataError: for a source that does not exist, has no usable image, or lacks the labels asked for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Evaluation:
     details: what a report draws from, ready for JSON. The arrays are the model's by the protocol the verdict rests
     on: confusion (true class down, predicted across), and for each test image its id, label, predicted class and
     that class' probability; with at most 10 classes all probabilities (scores).
+    Also `data`, what it was measured on: rows of the same data belong into one table.
     """
 
     rows: list[dict[str, Any]]
@@ -43,6 +44,19 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         return {"rows": self.rows, "verdict": self.verdict}
+
+    def joined(self, earlier: Evaluation) -> Evaluation:
+        """This table with the rows of an earlier one that it does not measure anew; of the same data.
+
+        The verdict is that of the more telling protocol.
+        """
+        key = lambda row: (row["protocol"], row["settings"]["variant"], row["metric"], row["subject"])  # noqa: E731
+        own = {key(row) for row in self.rows}
+        kept = [row for row in earlier.rows if key(row) not in own]
+        if not kept:
+            return self
+        verdict = min(self, earlier, key=lambda e: _telling(e.details["protocol"]))
+        return Evaluation(kept + self.rows, verdict.verdict, verdict.details)
 
     def value(self, protocol: str, metric: str = "top1", subject: str = "model") -> float:
         """The first such value of the table."""
@@ -84,6 +98,7 @@ def evaluate(
     batch_size: int = 256,
     num_resamples: int = 1000,
     trained_on: str | None = None,
+    omitted: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure a backbone beside its controls.
@@ -95,6 +110,7 @@ def evaluate(
         controls: of random_init, pixels, hog, pretrained. The last is left out where its weights are not at hand.
         teacher: another backbone with its own image_spec, measured alike.
         seed: of the split, the subsets, random_init and the resamples.
+        omitted: what the caller could not bring, and why; the verdict names it.
         trained_on: digest of the images the backbone was pretrained on; if they are these, the table says so.
 
     Raises:
@@ -111,6 +127,7 @@ def evaluate(
     train, test, classes = prepare(train, test, seed=seed)
     task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)
     measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))
+    measured.omitted |= omitted or {}
     model = Subject("model", backbone, image_spec, task)
     measured.add(model, chosen)
     health = _health(model)
@@ -246,9 +263,13 @@ class _Measured:
         self.comparisons.append(Comparison(*key, subject, float(np.mean(own)), float(np.mean(values)), low, high))
 
 
+def _telling(protocol: str) -> int:
+    return TELLING.index(protocol) if protocol in TELLING else len(TELLING)
+
+
 def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Evaluation:
     task, metric = measured.task, measured.metrics[0]
-    keys = sorted(measured.model_scores, key=lambda k: TELLING.index(k[0]) if k[0] in TELLING else len(TELLING))
+    keys = sorted(measured.model_scores, key=lambda k: _telling(k[0]))
     protocol, variant = keys[0]
     own = next(
         row
@@ -276,6 +297,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
     )
     scores = measured.model_scores[protocol, variant]
     details = {
+        "data": {"train": task.train.digest, "test": task.test.digest, "num_test": len(task.test), "seed": task.seed},
         "protocol": protocol,
         "variant": variant,
         "metric": metric,

@@ -59,6 +59,17 @@ class Backbone(nn.Module):
         own: Callable[[Tensor], dict[str, Tensor]] | None = getattr(self.network, "stages_of", None)
         return own(images) if own is not None else _timm_stages(self.network, images)
 
+    def reduces_to_a_pixel(self) -> bool:
+        """Does the last map hold a single position, so that nothing is left to pool? For images that are too small."""
+        spec = self.spec
+        if handcrafted.build(spec.name, spec.channels, spec.image_size) is not None:
+            return False
+        training = self.training
+        with torch.no_grad():
+            maps = list(self.eval().stages(torch.zeros(2, spec.channels, spec.image_size, spec.image_size)).values())
+        self.train(training)
+        return bool(maps) and maps[-1].ndim == 4 and maps[-1].shape[2:] == (1, 1) and maps[0].shape[2:] != (1, 1)
+
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's names (own nets: under their own)."""
         return self.network.state_dict()
@@ -98,6 +109,22 @@ def backbone_names(*, with_timm: bool = False) -> list[str]:
     return own + timm.list_models()
 
 
+def check_name(name: str, *, stem: str = "standard") -> None:
+    """Is there such a network? Without building it.
+
+    Raises:
+        BackboneError: an unknown name (nearest names), or an unknown stem.
+    """
+    if stem not in ("standard", "small"):
+        raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
+    if name in handcrafted.NAMES or small_nets.build(name, channels=3) is not None:
+        return
+    import timm
+
+    if not timm.is_model(name):
+        raise BackboneError(unknown_name("backbone", name, backbone_names(with_timm=True)))
+
+
 def build_backbone(
     name: str,
     *,
@@ -119,8 +146,7 @@ def build_backbone(
         BackboneError: unknown name (nearest names), images too small, a stem or weights it does not have.
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
-    if stem not in ("standard", "small"):
-        raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
+    check_name(name, stem=stem)
     network = small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
         network = _build_timm(spec, pretrained)
@@ -139,8 +165,6 @@ def build_backbone(
 def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     import timm
 
-    if not timm.is_model(spec.name):
-        raise BackboneError(unknown_name("backbone", spec.name, backbone_names(with_timm=True)))
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Protocol
 
@@ -129,19 +130,21 @@ def cache_answers(
     Args:
         view_of: (canvas batch, view number) -> normalised images, what the student will see.
         folder: where teacher-KEY.npy is kept; written beside and renamed, so a file that is there is complete.
-        key: what the views depend on (recipe and seed); joined with the teacher's and the images' digests.
+        key: what the views depend on (their numbers and the seed); joined with the teacher's and the images' digests.
+
+    Raises:
+        CheckpointError: the table does not fit on the disk.
     """
     digest = hashlib.sha256(json.dumps([teacher.digest, images.digest, image.to_json(), num_views, key]).encode())
     path = folder / f"teacher-{digest.hexdigest()[:16]}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npy")
+        temporary = path.with_suffix(f".{os.getpid()}.npy")  # two runs may compute the same table
         shape = (num_views, images.num_ids, teacher.num_features_out)
         logger.info(
             "Asking the teacher once for %d views of %d images: %.0f MB.", num_views, len(images), 2e-6 * np.prod(shape)
         )
-        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        table[:] = np.nan
+        table = _reserved(temporary, shape)
         parts = np.array_split(np.arange(len(images)), max(-(-len(images) // batch_size), 1))
         with Progress("teacher", num_views * len(parts), shown=show_progress) as progress:
             for view in range(num_views):
@@ -154,6 +157,24 @@ def cache_answers(
         del table
         os.replace(temporary, path)
     return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest)
+
+
+def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new table of NaN on the disk. Its room is reserved first: a map into a full disk ends in a bus error."""
+    needed = 2 * int(np.prod(shape))
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"the teacher's answers need {needed / 1e6:.0f} MB in {path.parent}, where {free / 1e6:.0f} MB are free. "
+            "Free some space, give --cache a folder on another disk, or ask the teacher anew every time "
+            "(-s teacher_views=0)."
+        )
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    table[:] = np.nan
+    return table
 
 
 class ViewOf(Protocol):
@@ -182,6 +203,8 @@ def load_teacher(
             f"teacher_output=embedding: {spec} has kept no projector; use teacher_output=features, or a teacher "
             "trained by a method with one (simclr, moco, byol)."
         )
+    if provenance.get("collapsed"):
+        logger.warning("The teacher %s ended collapsed: it says nearly the same of all images.", spec)
     state = provenance.get("sha256") or str(spec)
     digest = hashlib.sha256(f"{state} {'embedding' if projector is not None else 'features'}".encode()).hexdigest()
     return FrozenTeacher(backbone, image, projector, digest=digest)

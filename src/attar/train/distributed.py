@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from attar.errors import AttarError
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,12 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """auto: the GPU of this process if there is one, otherwise the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise AttarError(f"--device {device!r} is unknown; accepted: auto, cpu, cuda, cuda:1.")
+    if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            from attar.errors import AttarError
-
-            raise AttarError("--device cuda: no CUDA device is visible to PyTorch here. Use --device cpu or auto.")
-        device = f"cuda:{local_rank}"
+            raise AttarError(f"--device {device}: no CUDA device is visible to PyTorch here. Use --device cpu or auto.")
+        device = f"cuda:{local_rank}" if device == "cuda" else device
     return torch.device(device)
 
 

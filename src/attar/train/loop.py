@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attar.data.images import CanvasBatch, Images, ImageSpec
-from attar.errors import RecipeError
+from attar.errors import RecipeError, TrainingError
 from attar.methods.base import Method, Progress
 from attar.models.batch_norm import synchronise_batch_norm
 from attar.train.batches import BatchPlan, prefetched
@@ -146,6 +146,8 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     def save() -> None:
         if log is not None:
             log.flush()
+        _must_be_finite(job.method, step)
+        if log is not None:
             state = {"step": step, "method": dict(job.method.state_dict()), "optimiser": job.optimiser.state_dict()}
             save_checkpoint(run.checkpoint, state, step=step, identity=identity)
         world.barrier()
@@ -263,6 +265,16 @@ def _restore(job: Job, run: RunFolder, identity: dict[str, Any]) -> int:
     if job.world.is_main:
         logger.info("Resuming %s at step %d of %d.", run.path, state["step"], job.plan.total_steps)
     return int(state["step"])
+
+
+def _must_be_finite(method: Method, step: int) -> None:
+    """A finite loss can leave weights that are not (its gradient overflowed): those are never saved."""
+    for name, parameter in method.named_parameters():
+        if not parameter.isfinite().all():
+            raise TrainingError(
+                f"the weights are not finite after step {step - 1} (first: {name}), though the loss was. The last "
+                "checkpoint is from before. Try a lower --lr, clipping (-s clip_gradient=1.0) or --precision fp32."
+            )
 
 
 def _due(last_save: float, step: int, plan: BatchPlan, options: LoopOptions) -> bool:

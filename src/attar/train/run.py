@@ -42,19 +42,8 @@ class RunFolder:
             RunError: the folder is in use (another process, a finished or unfinished run without resume, or
                 foreign files), cannot be made, or the disk is nearly full.
         """
+        cls.check(path, resume=resume)
         run = cls(Path(path))
-        recipe = run / "recipe.yaml"
-        if recipe.exists() and not resume:
-            raise RunError(
-                f"{run.path} already holds a run. Continue it with --resume, or choose another --out; nothing was "
-                "changed."
-            )
-        if run.path.exists() and not run.path.is_dir():
-            raise RunError(f"{run.path} is a file; --out names a folder.")
-        if run.path.is_dir() and not recipe.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
-            raise RunError(
-                f"{run.path} is not empty and is no run of attar. Choose another --out; nothing was changed."
-            )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run._claim()
@@ -69,6 +58,24 @@ class RunFolder:
                 "on another disk."
             )
         return run
+
+    @classmethod
+    def check(cls, path: str | Path, *, resume: bool) -> None:
+        """What `create` would refuse, without making anything."""
+        run = cls(Path(path))
+        recipe = run / "recipe.yaml"
+        if recipe.exists() and not resume:
+            raise RunError(
+                f"{run.path} already holds a run. Continue it with --resume, or choose another --out; nothing was "
+                "changed."
+            )
+        if run.path.exists() and not run.path.is_dir():
+            raise RunError(f"{run.path} is a file; --out names a folder.")
+        if run.path.is_dir() and not recipe.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
+            raise RunError(
+                f"{run.path} is not empty and is no run of attar. Choose another --out; nothing was changed."
+            )
+        _check_parent(run.path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -115,6 +122,34 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         return json.loads((self / name).read_text()) if (self / name).is_file() else None
+
+
+def check_writable(path: str | Path) -> Path:
+    """The path of a file to write, with its folder made; before the work whose result it shall hold.
+
+    Raises:
+        RunError: it names a folder, or its folder cannot be made or written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise RunError(f"--out {path} is a folder; name a file in it.")
+    _check_parent(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {os.strerror(error.errno or 0)}. Choose another --out.") from error
+    return path
+
+
+def _check_parent(path: Path) -> None:
+    """The nearest folder above that exists must be one, and writable."""
+    nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if nearest == path.absolute():
+        nearest = nearest if nearest.is_dir() else nearest.parent
+    if not nearest.is_dir():
+        raise RunError(f"cannot write {path}: {nearest} is a file, not a folder. Choose another --out.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write {path}: {nearest} is not writable. Choose another --out.")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,533 @@
+"""One training from a request to a finished run folder: check, read the images, build, fit, save.
+
+The body of `attar.pretrain` and `attar.distill`. Whatever can be wrong is looked at in the order of its cost: what the
+request alone shows comes before the first image is decoded, and a run that exists is compared before it is touched.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import platform
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attar.errors import RecipeError, RunChanged
+from attar.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from attar.data.images import Images, ImageSpec
+    from attar.methods.base import Method, Recipe
+    from attar.models.teachers import Teacher
+    from attar.train.loop import FitResult, Job
+
+logger = logging.getLogger("attar")
+
+SMALL_IMAGE = 64  # pixels up to which a method's "small" recipe is the default
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training returns: its folder, the resolved recipe, and how it ended."""
+
+    path: Path
+    recipe: dict[str, Any]
+    fit: FitResult | None  # None when the run was already complete
+
+    @property
+    def interrupted(self) -> bool:
+        return self.fit is not None and self.fit.interrupted
+
+    def or_stop(self) -> Run:
+        """This run; KeyboardInterrupt if a signal ended it, so that a sequence of stages ends there too."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything a training was asked for; see `attar.stages.pretrain` for the meaning of each."""
+
+    source: Any
+    out: str | Path
+    method: str
+    backbone: str
+    teacher: Any = None
+    recipe: str | None
+    settings: dict[str, Any] | None
+    epochs: int | None
+    minutes: float | None
+    batch_size: int | None
+    image_size: int | None
+    channels: int | str
+    stem: str
+    pretrained: bool
+    lr: float | None
+    labels: str | None
+    cache: str | Path | None
+    workers: int | None
+    seed: int
+    device: str
+    precision: str
+    accumulate: int
+    compile: bool
+    checkpoint_steps: int | None
+    resume: bool
+    progress: bool
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The recipe's fields that the request replaces."""
+        values = dict(self.settings or {})
+        for field in ("epochs", "batch_size", "lr"):
+            given = getattr(self, field)
+            if given is not None:
+                if field in values:
+                    raise RecipeError(f"{field} is given twice: as an option and among the settings. Leave one out.")
+                values[field] = given
+        return values
+
+    def recipe_name(self, size: int | None) -> str:
+        """The named recipe for images of this size; for an unknown size the method's first."""
+        from attar.methods.base import load
+
+        recipes = load(self.method).RECIPES
+        small = size is not None and size <= SMALL_IMAGE and "small" in recipes
+        return self.recipe or ("small" if small else next(iter(recipes)))
+
+
+def train(request: Request) -> Run:
+    """Carry a request out, or continue it.
+
+    Raises:
+        AttarError: for anything a user can cause, before training starts where possible.
+    """
+    from attar.train.distributed import world as join_world
+    from attar.train.loop import fit
+
+    check(request)
+    saved = _saved_recipe(request)
+    with join_world(request.device) as world:
+        plan = _plan(request, world, saved)
+        if saved is not None:
+            _must_be_the_same(request, saved, plan.identity)
+            if RunFolder(Path(request.out)).is_complete:
+                logger.info("%s is complete; nothing to do.", request.out)
+                return Run(Path(request.out), saved, None)
+        job = _build(request, plan, world)
+        if request.minutes is not None and saved is None:
+            job = _fit_into_minutes(job, request.minutes)
+            plan = replace(plan, recipe=job.method.recipe)
+        run = RunFolder(Path(request.out))
+        if world.is_main:
+            needed = 3 * 4 * 4 * sum(p.numel() for p in job.method.parameters())  # two checkpoints with moments
+            run = RunFolder.create(request.out, resume=request.resume, needed_bytes=needed)
+        try:
+            if world.is_main:
+                if saved is None:
+                    run.write_recipe(plan.resolved)
+                _say(plan, job)
+            world.barrier()
+            result = fit(job, run, identity=plan.identity, resume=saved is not None)
+            if world.is_main and not result.interrupted:
+                _finish(run, job, plan, result)
+            world.barrier()
+        finally:
+            run.release()
+    return Run(run.path, plan.resolved, result)
+
+
+def check(request: Request) -> None:
+    """What the request alone shows to be wrong; reads no image and writes nothing."""
+    from attar.methods.base import load, resolve_recipe
+    from attar.models.backbones import check_name
+    from attar.train.distributed import choose_device
+    from attar.train.loop import choose_precision
+
+    method = load(request.method).METHOD
+    _check_teacher(request, method)
+    for option, least in _LEAST.items():
+        given = getattr(request, option)
+        if given is not None and not given >= least:
+            raise RecipeError(f"--{option.replace('_', '-')} {given}: it must be {least} or more.")
+    for option in ("minutes", "lr"):
+        given = getattr(request, option)
+        if given is not None and not given > 0:
+            raise RecipeError(f"--{option} {given}: it must be more than 0.")
+    if request.minutes is not None and request.epochs is not None:
+        raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
+    names = [request.recipe] if request.recipe else [None, *({"small"} & load(request.method).RECIPES.keys())]
+    refused = [error for name in names if (error := _refusal(resolve_recipe, request, name)) is not None]
+    if len(refused) == len(names):  # which recipe it will be depends on the images; it may be one that accepts
+        raise refused[0]
+    check_name(request.backbone, stem=request.stem)
+    choose_precision(request.precision, choose_device(request.device))
+    RunFolder.check(request.out, resume=request.resume)
+
+
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "image_size": 8,
+    "workers": 1,
+    "seed": 0,
+    "accumulate": 1,
+    "checkpoint_steps": 1,
+}
+
+
+def _refusal(resolve_recipe: Any, request: Request, name: str | None) -> RecipeError | None:
+    try:
+        resolve_recipe(request.method, name, request.overrides)
+    except RecipeError as error:
+        return error
+    return None
+
+
+def _check_teacher(request: Request, method: type[Method]) -> None:
+    if method.needs_teacher and request.teacher is None:
+        raise RecipeError(
+            f"{request.method} distils and needs a teacher: "
+            f"attar distill SOURCE --teacher RUN --method {request.method}"
+        )
+    if not method.needs_teacher and request.teacher is not None:
+        raise RecipeError(
+            f"{request.method} has no use for a teacher, so --teacher would be ignored. "
+            f"Use attar pretrain, or a method that distils (see attar methods)."
+        )
+
+
+def _saved_recipe(request: Request) -> dict[str, Any] | None:
+    run = RunFolder(Path(request.out))
+    return run.read_recipe() if request.resume and (run / "recipe.yaml").is_file() else None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a request resolves to once its images are known; nothing is built yet except the teacher."""
+
+    request: Request
+    images: Images
+    image: ImageSpec
+    recipe_name: str
+    recipe: Recipe
+    teacher: Teacher | None
+    precision: str
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Everything that runs, as written to recipe.yaml."""
+        import torch
+
+        import attar
+
+        request, images = self.request, self.images
+        return {
+            **self._settings,
+            "peak_lr": self.recipe.peak_lr,
+            "data": {
+                "source": describe(request.source),
+                "labels": request.labels,
+                "digest": images.digest,
+                "num_images": len(images),
+                "num_broken": len(images.broken),
+                "channels": images.channels,
+            },
+            "command": " ".join(["attar", *sys.argv[1:]]) if Path(sys.argv[0]).name == "attar" else "Python",
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "versions": {
+                "attar": attar.__version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+        }
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        request = self.request
+        spec = {"name": request.backbone, "channels": self.image.channels, "image_size": self.image.size}
+        return {
+            "kind": "distill" if request.teacher is not None else "pretrain",
+            "method": request.method,
+            "recipe": self.recipe_name,
+            "settings": plain(asdict(self.recipe)),
+            "minutes": request.minutes,
+            "backbone": {**spec, "stem": request.stem},
+            "teacher": self.teacher and {"name": describe(request.teacher), "digest": self.teacher.digest},
+            "image": plain(self.image.to_json()),
+            "seed": request.seed,
+            "precision": self.precision,
+            "accumulate": request.accumulate,
+            "pretrained": request.pretrained,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part that a resumed run must share with what was saved."""
+        return _identity({**self._settings, "data": {"digest": self.images.digest}})
+
+
+_IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
+
+
+def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
+    identity = {key: resolved.get(key) for key in _IDENTITY}
+    identity["data"] = resolved["data"]["digest"]
+    identity["teacher"] = (resolved["teacher"] or {}).get("digest")
+    return json.loads(json.dumps(identity))
+
+
+def _must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run continues what was begun, finished or not: other settings are refused, not ignored."""
+    lines = []
+    for key, was in _identity(saved).items():
+        if isinstance(was, dict) and isinstance(now[key], dict):
+            lines += [f"{n}: {was[n]!r} -> {now[key].get(n)!r}" for n in was if was[n] != now[key].get(n)]
+        elif was != now[key]:
+            lines.append(f"{key}: {was!r} -> {now[key]!r}")
+    if lines:
+        raise RunChanged(
+            f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}. Continue it with those "
+            "of its recipe.yaml, or start anew in another --out; nothing was changed."
+        )
+
+
+def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
+    """Read the images and resolve the recipe; the same on every process."""
+    from attar.data.statistics import image_spec
+    from attar.methods.base import resolve_recipe
+    from attar.train.loop import choose_precision
+
+    teacher_image = _teacher_image(request)
+    channels = request.channels
+    if channels == "auto" and teacher_image is not None:
+        channels = teacher_image.channels
+    wanted = request.image_size or (teacher_image.size if teacher_image else None)
+    images = _load_images(request, wanted or 224, channels, world)
+    size = wanted or _natural_size(images)
+    image = teacher_image if teacher_image and teacher_image.size == size else image_spec(images, size)
+
+    name, overrides = request.recipe_name(size), request.overrides
+    if saved is not None and request.minutes is not None:
+        overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
+    if "batch_size" not in overrides:
+        overrides |= _fitting_batch(resolve_recipe(request.method, name), len(images), world, saved)
+    recipe = resolve_recipe(request.method, name, overrides)
+    precision = str(choose_precision(request.precision, world.device)).removeprefix("torch.")
+    return _Plan(request, images, image, name, recipe, _load_teacher(request, recipe, image), precision)
+
+
+def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
+    """The images of a request; process 0 packs them first, the others then find the pack."""
+    from attar.data.load import load_images
+
+    def read(progress: bool) -> Images:
+        return load_images(
+            request.source,
+            image_size=size,
+            channels=channels,
+            labels=request.labels,
+            cache=request.cache,
+            workers=request.workers,
+            progress=progress,
+        )
+
+    images = read(request.progress) if world.is_main else None
+    world.barrier()
+    return images if images is not None else read(False)
+
+
+_LARGEST_BATCH = {"cpu": 256, "cuda": 1024}  # for a process, unless the person asks for more
+
+
+def _fitting_batch(recipe: Recipe, num_images: int, world: Any, saved: dict[str, Any] | None) -> dict[str, int]:
+    """A batch for this machine and this data, where the person named none and the paper's is larger; said aloud.
+
+    The learning rate follows by the recipe's own scaling rule.
+    """
+    if saved is not None:
+        return {"batch_size": saved["settings"]["batch_size"]}
+    quarter = 2 ** max((max(num_images, 1) // 4).bit_length() - 1, 1)
+    fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, quarter)
+    if recipe.batch_size <= fitting:
+        return {}
+    logger.warning(
+        "Batch %d instead of the recipe's %d, to suit %d images on %s; the learning rate follows: %.3g. "
+        "(--batch-size sets it.)",
+        fitting,
+        recipe.batch_size,
+        num_images,
+        world.device.type,
+        replace(recipe, batch_size=fitting).peak_lr,
+    )
+    return {"batch_size": fitting}
+
+
+def _natural_size(images: Images) -> int:
+    """224, or the side of the images where they are smaller (canvases never exceed the largest image)."""
+    return min(images.canvas_size, 224)
+
+
+def _teacher_image(request: Request) -> ImageSpec | None:
+    """The input of a teacher that is a run; named networks are built for the student's images instead."""
+    from attar.models.saved import load_backbone
+
+    if isinstance(request.teacher, (str, Path)):
+        return load_backbone(request.teacher)[1] if Path(request.teacher).is_dir() else None
+    return getattr(request.teacher, "image", None)
+
+
+def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | None:
+    from attar.models.teachers import load_teacher
+
+    if not isinstance(request.teacher, (str, Path)):
+        return request.teacher
+    output = getattr(recipe, "teacher_output", "features")
+    return load_teacher(request.teacher, output=output, image_size=image.size, channels=image.channels)
+
+
+def _build(request: Request, plan: _Plan, world: Any) -> Job:
+    """Backbone, method and everything the loop needs."""
+    import torch
+
+    from attar.methods.base import Setup, load
+    from attar.models.backbones import build_backbone
+    from attar.train.loop import Job, LoopOptions
+
+    module = load(request.method)
+    torch.manual_seed(request.seed)  # initial weights
+    backbone = build_backbone(
+        request.backbone,
+        channels=plan.image.channels,
+        image_size=plan.image.size,
+        stem=request.stem,
+        pretrained=request.pretrained,
+    )
+    if backbone.reduces_to_a_pixel():
+        logger.warning(
+            "%s reduces images of %d pixels to a single position before it pools, so most of its depth sees no "
+            "picture. Better: --stem small (ResNets), a net for small images such as resnet20, or a larger "
+            "--image-size.",
+            request.backbone,
+            plan.image.size,
+        )
+    views = module.views(plan.recipe, plan.image)
+    setup = Setup(image=plan.image, images=plan.images, seed=request.seed)
+    num_views = getattr(plan.recipe, "teacher_views", 0)
+    setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.teacher
+    options = LoopOptions(
+        seed=request.seed,
+        precision=request.precision,
+        accumulate=request.accumulate,
+        compile=request.compile,
+        checkpoint_steps=request.checkpoint_steps,
+        show_progress=request.progress,
+    )
+    method = module.METHOD(plan.recipe, backbone, setup)
+    return Job(method, views, plan.images, plan.image, world, options, num_views or None)
+
+
+def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world: Any) -> Teacher:
+    """The teacher's answers for `num_views` views of every image, from the cache; process 0 computes them."""
+    from attar.data.cache import cache_folder
+    from attar.models.teachers import cache_answers
+    from attar.train.loop import views_of
+
+    def answers(show_progress: bool) -> Teacher:
+        return cache_answers(
+            plan.teacher,  # type: ignore[arg-type]
+            plan.images,
+            plan.image,
+            lambda batch, view: views_of(batch, views, request.seed, view).images,  # type: ignore[attr-defined]
+            num_views=num_views,
+            folder=Path(request.cache) if request.cache else cache_folder(),
+            key=f"{views!r} {request.seed}",
+            device=world.device,
+            show_progress=show_progress,
+        )
+
+    cached = answers(request.progress) if world.is_main else None
+    world.barrier()
+    return cached if cached is not None else answers(False)
+
+
+def _fit_into_minutes(job: Job, minutes: float) -> Job:
+    """The same job with as many epochs as fit into the time, by the measured speed; at least one."""
+    import torch
+
+    from attar.train.loop import measure_step_seconds
+
+    measured = torch.tensor(measure_step_seconds(job), dtype=torch.float64, device=job.world.device)
+    seconds = float(job.world.mean(measured))  # the same on all processes, and so the number of epochs
+    epoch_seconds = seconds * job.plan.steps_per_epoch
+    epochs = max(int(minutes * 60 / epoch_seconds), 1)
+    if epoch_seconds > minutes * 60:
+        logger.warning("One epoch takes about %.1f minutes, longer than asked; training one epoch.", epoch_seconds / 60)
+    logger.info(
+        "%.2f s a step, %.1f s an epoch: %d epochs fit into %g minutes.", seconds, epoch_seconds, epochs, minutes
+    )
+    job.method.recipe = replace(job.method.recipe, epochs=epochs)
+    return replace(job)  # its plan follows the recipe
+
+
+def _say(plan: _Plan, job: Job) -> None:
+    parameters = sum(p.numel() for p in job.method.backbone.parameters()) / 1e6
+    logger.info(
+        "%s (recipe %s) trains %s, %.2f M parameters, on %d images of %d px for %d epochs of %d steps; %s, %s.",
+        plan.request.method,
+        plan.recipe_name,
+        plan.request.backbone,
+        parameters,
+        len(job.images),
+        job.image.size,
+        job.recipe.epochs,
+        job.plan.steps_per_epoch,
+        job.world.device,
+        plan.precision,
+    )
+
+
+def _finish(run: RunFolder, job: Job, plan: _Plan, result: FitResult) -> None:
+    """Write what people and later stages need: weights, head, broken files, views, gallery."""
+    import numpy as np
+
+    from attar.models.heads import MLP
+    from attar.models.saved import save_backbone, save_projector
+    from attar.reporting.gallery import collect_gallery
+    from attar.train.loop import views_of
+    from attar.views.contact_sheet import contact_sheet
+
+    method = job.method.eval()
+    first = job.images.batch(np.arange(min(8, len(job.images)))).to(job.world.device)
+    views = views_of(first, job.make_views, job.options.seed, 0)
+    contact_sheet(views, job.image, num_images=8).save(run / "views.png")
+    collect_gallery(method.backbone, job.image, job.images, out=run / "gallery.npz", device=job.world.device)
+    run.write_json("broken.json", [asdict(image) for image in job.images.broken])
+    run.write_json("fit.json", asdict(result))
+    if isinstance(method.projector, MLP):
+        save_projector(run.path, method.projector)
+    kept = ("kind", "method", "recipe", "data", "teacher", "seed", "versions")
+    provenance = {key: plan.resolved[key] for key in kept} | {"collapsed": result.collapsed}
+    save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete
+    if result.collapsed:
+        logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
+    logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML and JSON give back what was written."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def describe(source: Any) -> str:
+    """A source in words: an absolute path, a name, or what kind of array it is."""
+    if isinstance(source, (str, Path)):
+        text = str(source)
+        return str(Path(text).absolute()) if Path(text).exists() else text
+    return getattr(source, "name", None) or f"array {getattr(source, 'shape', '')}"

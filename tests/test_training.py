@@ -1,0 +1,217 @@
+"""A request for a training: what is wrong is said before images are decoded, and no run is mistaken for another."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from attar import stages
+from attar.errors import AttarError, RunChanged, RunError, TrainingError
+from attar.models.backbones import build_backbone
+from attar.train.log import read_json_lines
+from attar.training import Run, _fit_into_minutes
+
+TINY = {"backbone": "resnet8x0.5", "image_size": 8, "epochs": 1, "batch_size": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (128, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def finished(pixels, tmp_path_factory):
+    return stages.pretrain(pixels, out=tmp_path_factory.mktemp("runs") / "run", **TINY).path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"backbone": "resnet81"}, "unknown backbone 'resnet81'"),
+        ({"stem": "tiny"}, "--stem 'tiny' is unknown"),
+        ({"settings": {"temperatur": 1}}, "unknown recipe field 'temperatur'"),
+        ({"recipe": "smal"}, "unknown recipe 'smal'"),
+        ({"lr": -1.0}, "--lr -1.0: it must be more than 0"),
+        ({"minutes": -1.0, "epochs": None}, "--minutes -1.0: it must be more than 0"),
+        ({"epochs": 0}, "--epochs 0: it must be 1 or more"),
+        ({"batch_size": 0}, "--batch-size 0: it must be 1 or more"),
+        ({"accumulate": 0}, "--accumulate 0: it must be 1 or more"),
+        ({"workers": 0}, "--workers 0: it must be 1 or more"),
+        ({"checkpoint_steps": 0}, "--checkpoint-steps 0: it must be 1 or more"),
+        ({"image_size": 0}, "--image-size 0: it must be 8 or more"),
+        ({"seed": -1}, "--seed -1: it must be 0 or more"),
+        ({"device": "gpu"}, "--device 'gpu' is unknown; accepted: auto, cpu, cuda"),
+        ({"precision": "fp8"}, "--precision 'fp8' is unknown"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_image_is_read(tmp_path, monkeypatch, wrong, text):
+    monkeypatch.setattr("attar.data.load.load_images", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(AttarError, match=text):
+        stages.pretrain("digits", **{"out": tmp_path / "run", **TINY, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_out_that_cannot_be_made_is_found_first_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file is a file, not a folder"):
+        stages.pretrain(tmp_path / "no images", out=tmp_path / "file" / "run", **TINY)
+
+
+def test_a_finished_run_resumes_to_nothing(finished, pixels):
+    before = (finished / "backbone.json").read_bytes()
+    assert stages.pretrain(pixels, out=finished, resume=True, **TINY).fit is None
+    assert (finished / "backbone.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"epochs": 2}, "epochs: 1 -> 2"),
+        ({"method": "byol"}, "method: 'simclr' -> 'byol'"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"backbone": "resnet8"}, "name: 'resnet8x0.5' -> 'resnet8'"),
+        ({"settings": {"temperature": 0.3}}, "temperature: 0.5 -> 0.3"),
+        ({"epochs": None, "minutes": 1.0}, "minutes: None -> 1.0"),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_another(finished, pixels, other, text):
+    before = {p: p.stat().st_mtime_ns for p in finished.iterdir()}
+    with pytest.raises(RunChanged, match=text):
+        stages.pretrain(pixels, out=finished, resume=True, **{**TINY, **other})
+    assert {p: p.stat().st_mtime_ns for p in finished.iterdir()} == before
+
+
+def test_a_run_on_other_images_is_another_run(finished, pixels):
+    with pytest.raises(RunChanged, match="data: "):
+        stages.pretrain(pixels[::-1].copy(), out=finished, resume=True, **TINY)
+
+
+def test_images_that_shrink_to_a_pixel_are_warned_of(pixels, tmp_path, caplog):
+    assert build_backbone("resnet18", image_size=32).reduces_to_a_pixel()
+    assert not build_backbone("resnet18", image_size=32, stem="small").reduces_to_a_pixel()
+    assert not build_backbone("resnet20", image_size=8).reduces_to_a_pixel()
+    assert not build_backbone("hog", image_size=8).reduces_to_a_pixel()
+    stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "backbone": "resnet10t", "image_size": 32})
+    assert "resnet10t reduces images of 32 pixels to a single position" in caplog.text
+
+
+def test_a_sequence_of_stages_ends_with_the_interrupted_one(tmp_path):
+    class Interrupted:
+        interrupted = True
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, {}, Interrupted()).or_stop()
+    assert Run(tmp_path, {}, None).or_stop().path == tmp_path
+
+
+def test_weights_that_are_not_finite_are_never_saved(pixels, tmp_path, monkeypatch):
+    """The loss of the last step is finite, but its gradient overflows."""
+    from attar.train import loop
+
+    update = loop.update
+
+    def overflowing(job, parts, progress):
+        terms = update(job, parts, progress)
+        if progress.step == 1:
+            next(job.method.parameters()).data.fill_(float("inf"))
+        return terms
+
+    monkeypatch.setattr(loop, "update", overflowing)
+
+    with pytest.raises(TrainingError, match="weights are not finite after step 1"):
+        stages.pretrain(pixels, out=tmp_path / "run", method="rotation", **TINY)
+    assert len(read_json_lines(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert not (tmp_path / "run" / "backbone.json").exists() and not list((tmp_path / "run").glob("checkpoint/*"))
+
+
+def test_all_processes_choose_the_same_number_of_epochs(monkeypatch):
+    """Each measures its own speed; the mean decides."""
+    from dataclasses import dataclass, field
+    from types import SimpleNamespace
+
+    from attar.methods.base import resolve_recipe
+
+    @dataclass
+    class TwoProcesses:
+        rank: int
+        device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+        def mean(self, value):
+            return torch.full_like(value, 1.5)  # of 1 and 2 seconds
+
+    @dataclass
+    class Job:
+        method: SimpleNamespace
+        world: TwoProcesses
+        plan: SimpleNamespace
+
+    monkeypatch.setattr("attar.train.loop.measure_step_seconds", lambda job: 1.0 + job.world.rank)
+    epochs = []
+    for rank in range(2):
+        method = SimpleNamespace(recipe=resolve_recipe("simclr"))
+        job = Job(method, TwoProcesses(rank), SimpleNamespace(steps_per_epoch=4))
+        epochs.append(_fit_into_minutes(job, 1.0).method.recipe.epochs)
+    assert epochs == [10, 10]
+
+
+def test_evaluations_of_the_same_images_are_joined_and_others_kept(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    quiet = {"controls": ("random_init",), "progress": False}
+    stages.evaluate(run, "digits", protocols=("linear",), **quiet)
+    first = json.loads((run / "evaluation.json").read_text())
+    stages.evaluate(run, "digits", protocols=("knn",), **quiet)
+    both = json.loads((run / "evaluation.json").read_text())
+    assert {r["protocol"] for r in both["rows"]} == {"linear", "knn"}
+    assert both["verdict"] == first["verdict"]  # of the more telling protocol
+    again = stages.evaluate(run, "digits", protocols=("knn",), **quiet)
+    assert len(json.loads((run / "evaluation.json").read_text())["rows"]) == len(both["rows"])
+    assert {r["protocol"] for r in again.rows} == {"knn"}  # what was asked for is what is returned
+    stages.evaluate(run, "digits", protocols=("knn",), seed=1, **quiet)
+    assert {r["protocol"] for r in json.loads((run / "evaluation.json").read_text())["rows"]} == {"knn"}
+    assert json.loads((run / "evaluation-1.json").read_text()) == both
+
+
+def test_a_teacher_that_is_gone_is_named_and_a_collapsed_one_warned_of(finished, pixels, tmp_path, caplog):
+    teacher = shutil.copytree(finished, tmp_path / "teacher")
+    values = json.loads((teacher / "backbone.json").read_text())
+    values["provenance"]["collapsed"] = True
+    (teacher / "backbone.json").write_text(json.dumps(values))
+    student = stages.distill(
+        pixels, teacher=teacher, out=tmp_path / "student", settings={"queue_length": 64}, **TINY
+    ).path
+    assert f"{teacher} ended collapsed" in caplog.text
+    shutil.rmtree(teacher)
+    found = stages.evaluate(student, "digits", protocols=("knn",), progress=False)
+    assert "which is not there any more" in found.verdict
+
+
+def test_embeddings_carry_the_names_of_the_classes(finished, tmp_path):
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    for kind, read in (("csv", pyarrow.csv.read_csv), ("parquet", pyarrow.parquet.read_table)):
+        stages.embed(finished, "digits", out=tmp_path / f"e.{kind}", progress=False)
+        table = read(tmp_path / f"e.{kind}").to_pydict()
+        assert [str(name) for name in table["class"][:3]] == [str(n) for n in table["label"][:3]]
+    stages.embed(finished, "digits", out=tmp_path / "e.npz", progress=False)
+    assert np.load(tmp_path / "e.npz")["classes"].tolist() == [str(i) for i in range(10)]
+
+
+def test_results_that_cannot_be_written_are_refused_first(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("attar.data.load.load_images", lambda *_, **__: pytest.fail("images were read"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file, not a folder"):
+        stages.embed(finished, "digits", out=tmp_path / "file" / "e.csv")
+    with pytest.raises(RunError, match="is a folder; name a file in it"):
+        stages.report([finished], out=tmp_path)
+
+
+def test_the_smaller_batch_is_said_to_python_users_too(pixels, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "attar"):
+        stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "batch_size": None})
+    assert "Batch 32 instead of the recipe's" in caplog.text
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["settings"]["batch_size"] == 32
