@@ -18,6 +18,7 @@ ROWS = [
         "pipeline",
         "demo",
         "claims",
+        "leaderboard",
         "catalogue",
         "reporting",
         "exporting",

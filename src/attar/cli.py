@@ -389,6 +389,33 @@ def reproduce(
 
 
 @app.command()
+def leaderboard(
+    data: Annotated[str, typer.Argument(help="Labelled images; the labels only measure. Default: digits.")] = "digits",
+    test: Annotated[str | None, typer.Option("--test", help="Measure on these; default: 20 % of DATA.")] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Names, joined by commas; default: all that need no teacher.")
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="quick (2 minutes a method), cpu (15) or gpu.")] = "cpu",
+    seeds: Annotated[int, typer.Option("--seeds", help="Trainings a method.")] = 1,
+    epochs: Epochs = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs and the table.")] = None,
+    device: Device = "auto",
+    json_output: Json = False,
+) -> None:
+    """All methods at an equal budget beside their controls: a table and a plot. Resumes; skips what is done."""
+    from attar.leaderboard import leaderboard as run_leaderboard
+
+    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    board = run_leaderboard(
+        data, test=test, methods=names, size=size, seeds=seeds, epochs=epochs, out=out, device=device
+    )
+    if json_output:
+        _print_json(board.to_json())
+    else:
+        print(board.text())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs and the report.")] = Path("runs/demo"),
     minutes: Annotated[float, typer.Option("--minutes", help="Time for the two trainings together.")] = 6.0,

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from attar import stages
 from attar.claims.base import ClaimResult, compare
 from attar.errors import RecipeError
@@ -168,7 +166,7 @@ def judge(result: ClaimResult, *, digits: bool) -> str:
 def _data(data: str, test: str | None, plan: Size) -> tuple[Images, Images]:
     """Images to train on and to measure on, both labelled; fixed subsets, the same for every seed."""
     from attar.data.load import load_images
-    from attar.data.splits import stratified_split
+    from attar.data.splits import at_most, stratified_split
 
     def read(source: str) -> Images:
         return load_images(source, image_size=plan.image_size, labels="auto")
@@ -181,13 +179,7 @@ def _data(data: str, test: str | None, plan: Size) -> tuple[Images, Images]:
     else:
         first, second = stratified_split(everything.labels, 0.2, seed=0)
         train, held_out = everything.subset(first), everything.subset(second)
-    return _at_most(train, plan.images), _at_most(held_out, plan.test_images)
-
-
-def _at_most(images: Images, number: int) -> Images:
-    if len(images) <= number:
-        return images
-    return images.subset(np.sort(np.random.default_rng(0).permutation(len(images))[:number]))
+    return at_most(train, plan.images), at_most(held_out, plan.test_images)
 
 
 def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:

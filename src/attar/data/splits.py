@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from attar.data.images import Images
 from attar.errors import DataError
 
 
@@ -79,3 +80,10 @@ def label_fraction(labels: np.ndarray, fraction: float, seed: int = 0) -> np.nda
     labels = np.asarray(labels)
     _check_fraction("label_fraction", fraction, one=True)
     return _joined([m[: max(int(fraction * len(m) + 0.5), 1)] for _, m in _shuffled_classes(labels, seed)])
+
+
+def at_most(images: Images, number: int, *, seed: int = 0) -> Images:
+    """A random choice of so many images, in their order; all of them where there are no more."""
+    if len(images) <= number:
+        return images
+    return images.subset(np.sort(np.random.default_rng(seed).permutation(len(images))[:number]))

@@ -114,6 +114,7 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = False
+    needs_tokens: ClassVar[Literal["", "any", "class", "mean"]] = ""
     batch_coupled: ClassVar[bool] = False
     backbone: Backbone
     projector: nn.Module | None

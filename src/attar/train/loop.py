@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -114,7 +115,10 @@ class Job:
 
 @dataclass(frozen=True)
 class FitResult:
-    """step: updates done in all. seconds, images_per_second: of this call. collapsed: at the last measurement."""
+    """step: updates done in all. seconds, images_per_second: of this call. collapsed: at the last measurement.
+
+    peak_memory: bytes; of the GPU, or of the whole process on a CPU.
+    """
 
     step: int
     total_steps: int
@@ -122,6 +126,7 @@ class FitResult:
     images_per_second: float
     interrupted: bool
     collapsed: bool
+    peak_memory: int
 
 
 def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = False) -> FitResult:
@@ -181,7 +186,10 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
         health_log.close()
     seconds = time.monotonic() - began
     rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
-    return FitResult(step, plan.total_steps, seconds, rate, interrupted and step < plan.total_steps, collapsed)
+    peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else _process_memory()
+    return FitResult(
+        step, plan.total_steps, seconds, rate, interrupted and step < plan.total_steps, collapsed, peak_memory
+    )
 
 
 def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, Tensor | float]:
@@ -265,6 +273,15 @@ def _restore(job: Job, run: RunFolder, identity: dict[str, Any]) -> int:
     if job.world.is_main:
         logger.info("Resuming %s at step %d of %d.", run.path, state["step"], job.plan.total_steps)
     return int(state["step"])
+
+
+def _process_memory() -> int:
+    """The largest resident size of this process so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _must_be_finite(method: Method, step: int) -> None:
