@@ -36,7 +36,9 @@ def test_as_a_process_an_error_is_one_paragraph_without_a_traceback(tmp_path):
 
 def test_help_names_every_command(attar):
     text = attar("--help")[0]
-    for command in "demo doctor pretrain distill evaluate embed export report run methods reproduce leaderboard".split():
+    for (
+        command
+    ) in "demo doctor pretrain distill evaluate embed export report run methods reproduce leaderboard".split():
         assert f"\n  {command} " in text
 
 

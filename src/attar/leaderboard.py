@@ -124,7 +124,7 @@ class Leaderboard:
         """Markdown: top-1 in percent, mean and, over several seeds, standard deviation."""
         finetuned = any("finetune" in entry.values for entry in self.entries)
         columns = {**COLUMNS, **({"finetune": "fine-tuned"} if finetuned else {})}
-        head = ["", "family", "backbone", *columns.values(), "better than untrained", "rank", "images/s", "memory"]
+        head = ["", "family", "backbone", *columns.values(), "better than untrained", "rank", "images/s", "memory, MB"]
         rows = [head, ["---"] * len(head)]
         for (name, backbone), entries in self.lines().items():
             first = entries[0]
@@ -136,9 +136,7 @@ class Leaderboard:
             memory = _spread([e.peak_memory / 1e6 for e in entries if e.peak_memory], digits=0)
             rank = _spread([e.rank for e in entries if e.rank is not None])
             shown = name if first.kind != "control" else f"*{name}*"
-            rows.append(
-                [shown, first.kind, backbone, *cells, self.better(entries), rank, speed, memory and f"{memory} MB"]
-            )
+            rows.append([shown, first.kind, backbone, *cells, self.better(entries), rank, speed, memory])
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
     def better(self, entries: Sequence[Entry]) -> str:

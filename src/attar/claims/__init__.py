@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,18 @@ from attar.errors import RecipeError, unknown_name
 if TYPE_CHECKING:
     from attar.claims.base import ClaimResult
 
-CLAIMS = {"seed": "attar.claims.seed"}
+_ABLATIONS = "attar.claims.views_and_collapse"
+CLAIMS = {
+    "seed": "attar.claims.seed",
+    "simsiam_collapse": _ABLATIONS,
+    "byol_collapse": _ABLATIONS,
+    "moco_queue": _ABLATIONS,
+    "simclr_parts": _ABLATIONS,
+    "swav_multi_crop": _ABLATIONS,
+    "byol_views": _ABLATIONS,
+    "dino_centring": _ABLATIONS,
+    "inst_disc_nce": _ABLATIONS,
+}
 
 
 def reproduce(
@@ -33,7 +45,11 @@ def reproduce(
     """
     if name not in CLAIMS:
         raise RecipeError(unknown_name("claim", name, CLAIMS))
+    from attar.claims.ablation import run_ablation
+
     if seeds is not None and seeds < 1:
         raise RecipeError(f"--seeds {seeds}: it must be 1 or more.")
-    claim = import_module(CLAIMS[name]).CLAIM
-    return claim(data=data, test=test, size=size, out=None if out is None else Path(out), seeds=seeds, device=device)
+    folder = None if out is None else Path(out)
+    module = import_module(CLAIMS[name])
+    claim = module.CLAIM if hasattr(module, "CLAIM") else partial(run_ablation, module.CLAIMS[name])
+    return claim(data=data, test=test, size=size, out=folder, seeds=seeds, device=device)

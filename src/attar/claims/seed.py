@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar import stages
+from attar.claims.ablation import METRICS, measure
 from attar.claims.base import ClaimResult, compare
+from attar.claims.images import train_and_test
 from attar.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -81,7 +83,6 @@ SIZES = {
         stem="small",
     ),
 }
-METRICS = ("knn", "linear")
 
 
 def run_claim(
@@ -95,7 +96,7 @@ def run_claim(
     plan = SIZES[size]
     num_seeds = seeds or plan.seeds
     data = data or "digits"
-    train, held_out = _data(data, test, plan)
+    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
     out = out or Path(f"runs/claims/seed-{size}-{train.digest[:8]}")
     result = ClaimResult(
         name="seed",
@@ -120,7 +121,7 @@ def run_claim(
         train, out=teacher, backbone=plan.teacher, stem=plan.stem, epochs=plan.teacher_epochs, resume=True, **common
     ).or_stop()
     untrained_twin(teacher, out / "random-teacher", train)
-    _note(result, "teacher", teacher, train, held_out, device)
+    measure(result, "teacher", teacher, train, held_out, device, seed=0)
     for seed in range(num_seeds):
         common |= {"seed": seed, "epochs": plan.student_epochs, "resume": True, "backbone": plan.student}
         folder = out / f"seed{seed}"
@@ -133,7 +134,7 @@ def run_claim(
         for arm, taught_by in teachers.items():
             stages.distill(train, teacher=taught_by, out=folder / arm, **common).or_stop()
         for arm in ("alone", "seed", "random", "permuted"):
-            _note(result, arm, folder / arm, train, held_out, device, seed=seed)
+            measure(result, arm, folder / arm, train, held_out, device, seed=seed, untrained=arm == "alone")
         result.verdict = judge(result, digits=data == "digits")
         result.save(out)
     return result
@@ -161,25 +162,6 @@ def judge(result: ClaimResult, *, digits: bool) -> str:
         else ""
     )
     return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{worth}"
-
-
-def _data(data: str, test: str | None, plan: Size) -> tuple[Images, Images]:
-    """Images to train on and to measure on, both labelled; fixed subsets, the same for every seed."""
-    from attar.data.load import load_images
-    from attar.data.splits import at_most, stratified_split
-
-    def read(source: str) -> Images:
-        return load_images(source, image_size=plan.image_size, labels="auto")
-
-    everything = read(data)
-    if everything.labels is None:
-        raise RecipeError(f"--data {data}: labels are needed to measure the arms; give labelled images.")
-    if test is not None:
-        train, held_out = everything, read(test)
-    else:
-        first, second = stratified_split(everything.labels, 0.2, seed=0)
-        train, held_out = everything.subset(first), everything.subset(second)
-    return at_most(train, plan.images), at_most(held_out, plan.test_images)
 
 
 def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
@@ -220,21 +202,6 @@ class PermutedTeacher:
 
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
         return self.teacher(images, index, image, view).roll(1, dims=0)  # the order of a batch is random already
-
-
-def _note(
-    result: ClaimResult, arm: str, run: Path, train: Images, held_out: Images, device: str, *, seed: int = 0
-) -> None:
-    """Measure an arm and add its values; beside the student alone also its untrained twin."""
-    controls = ("random_init",) if arm == "alone" else ()
-    measured = stages.evaluate(
-        run, train, test=held_out, protocols=METRICS, controls=controls, seed=seed, device=device, progress=False
-    )
-    arm_of = {"model": arm, "random_init": "untrained"}
-    for found in measured.rows:
-        if found["subject"] in arm_of and found["metric"] == "top1":
-            row = result.values.setdefault(arm_of[found["subject"]], {})
-            row.setdefault(found["protocol"], []).append(found["value"])
 
 
 CLAIM = run_claim

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from attar.errors import RecipeError, unknown_name
 
+OWN = "own"  # the family of methods that are not in the catalogue
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -22,6 +24,8 @@ class Entry:
 
     @property
     def module(self) -> str:
+        if self.family == OWN:
+            return self.name
         return f"attar.methods.{self.family}.{self.name}"
 
 
@@ -40,7 +44,12 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def entry(name: str) -> Entry:
-    """The catalogue line of a method; an unknown name is answered with the nearest ones."""
+    """The catalogue line of a method; an unknown name is answered with the nearest ones.
+
+    A name with a dot is a module of your own, importable from here: `my_package.my_method`.
+    """
+    if "." in name:
+        return Entry(name, OWN, "", 0)
     if name not in CATALOGUE:
         raise RecipeError(unknown_name("method", name, CATALOGUE))
     return CATALOGUE[name]

@@ -143,7 +143,20 @@ class Method(nn.Module):
 
 def load(name: str) -> ModuleType:
     """The module of a method: METHOD, RECIPES, views. An unknown name is a RecipeError with the nearest ones."""
-    return import_module(entry(name).module)
+    path = entry(name).module
+    try:
+        module = import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):  # something that the module itself needs
+            raise
+        raise RecipeError(
+            f"method {name!r}: there is no module {error.name!r}. A name with a dot is a module of your own that Python "
+            "finds (installed, or in a folder of PYTHONPATH); see attar methods for those that are built in."
+        ) from None
+    missing = [part for part in ("METHOD", "RECIPES", "views") if not hasattr(module, part)]
+    if missing:
+        raise RecipeError(f"method {name!r}: {path} does not define {', '.join(missing)}; see CONTRIBUTING.md.")
+    return module
 
 
 def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:

@@ -1,0 +1,192 @@
+"""Claims of the form "this part is needed": a method as it is beside the same with one part changed.
+
+An arm is a method (of the catalogue, or one of claims/arms) with settings. An expectation says which sum of arms must
+be above which other, seed by seed; the claim holds if every one is met on kNN and on linear probes. All arms see the
+same images for the same number of epochs, with the same backbone and batch; last epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attar import stages
+from attar.claims.base import ClaimResult, compare
+from attar.claims.images import train_and_test
+from attar.errors import RecipeError, unknown_name
+from attar.train.log import read_json_lines
+
+if TYPE_CHECKING:
+    from attar.data.images import Images
+
+METRICS = ("knn", "linear")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with settings; what: in words, for the table."""
+
+    what: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = "small"
+    backbone: str | None = None  # None: the size's
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The sum over `better` is above the sum over `worse`, for the reason given in words."""
+
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+    what: str
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A claim: what is said, by whom, and what must be seen."""
+
+    name: str
+    statement: str
+    source: str
+    arms: Mapping[str, Arm]
+    expectations: Sequence[Expectation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The numbers of an experiment. images, test_images: at most so many are used."""
+
+    images: int
+    test_images: int
+    image_size: int
+    backbone: str
+    stem: str
+    epochs: int
+    batch_size: int
+    seeds: int
+
+
+SIZES = {
+    "cpu": Size(
+        images=5_000,
+        test_images=2_000,
+        image_size=32,
+        backbone="resnet8",
+        stem="standard",
+        epochs=20,
+        batch_size=128,
+        seeds=3,
+    ),
+    "gpu": Size(
+        images=50_000,
+        test_images=10_000,
+        image_size=32,
+        backbone="resnet18",
+        stem="small",
+        epochs=200,
+        batch_size=512,
+        seeds=3,
+    ),
+}
+
+
+def run_ablation(
+    claim: Ablation, *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+) -> ClaimResult:
+    """Run what is missing of the experiment in `out`, then judge."""
+    if size not in SIZES:
+        raise RecipeError(unknown_name("size", size, SIZES))
+    plan = SIZES[size]
+    data = data or "digits"
+    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
+    result = ClaimResult(
+        name=claim.name,
+        statement=f"{claim.statement} ({claim.source})",
+        data=f"{data}: {len(train)} images to train on, {len(held_out)} to measure",
+        conditions={key: value for key, value in asdict(plan).items() if "images" not in key},
+        arms={"untrained": "untrained backbone", **{key: arm.what for key, arm in claim.arms.items()}},
+    )
+    result.conditions["seeds"] = num_seeds = seeds or plan.seeds
+    for seed in range(num_seeds):
+        for key, arm in claim.arms.items():
+            run = out / f"seed{seed}" / key
+            stages.pretrain(
+                train,
+                out=run,
+                method=arm.method,
+                recipe=arm.recipe,
+                settings=dict(arm.settings),
+                backbone=arm.backbone or plan.backbone,
+                stem="standard" if arm.backbone else plan.stem,
+                image_size=plan.image_size,
+                epochs=plan.epochs,
+                batch_size=min(plan.batch_size, len(train) // 4),
+                seed=seed,
+                device=device,
+                resume=True,
+            ).or_stop()
+            measure(result, key, run, train, held_out, device, seed=seed, untrained=key == next(iter(claim.arms)))
+        result.verdict = judge(claim, result, digits=data == "digits")
+        result.save(out)
+    return result
+
+
+def measure(
+    result: ClaimResult,
+    arm: str,
+    run: Path,
+    train: Images,
+    held_out: Images,
+    device: str,
+    *,
+    seed: int,
+    untrained: bool = False,
+) -> None:
+    """Add an arm's values: kNN and linear top-1, and how spread out its last embeddings are (0 is a collapse)."""
+    measured = stages.evaluate(
+        run,
+        train,
+        test=held_out,
+        protocols=METRICS,
+        controls=("random_init",) if untrained else (),
+        seed=seed,
+        device=device,
+        progress=False,
+    )
+    arm_of = {"model": arm, "random_init": "untrained"}
+    for row in measured.rows:
+        if row["metric"] == "top1":
+            values = result.values.setdefault(arm_of[row["subject"]], {})
+            values.setdefault(row["protocol"], []).append(row["value"])
+    health = read_json_lines(run / "health.jsonl")
+    if health:
+        result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
+
+
+def judge(claim: Ablation, result: ClaimResult, *, digits: bool) -> str:
+    """holds / does not hold / undecided, with the figures that say so."""
+    lines, outcomes = [], []
+    for expectation in claim.expectations:
+        found = []
+        for metric in METRICS:
+            better, worse = (_sums(result, arms, metric) for arms in (expectation.better, expectation.worse))
+            mean, deviation, side = compare(better, worse)
+            known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
+            found.append(f"{100 * mean:+.1f}{known} {metric}")
+            outcomes.append({"above": "holds", "below": "does not hold"}.get(side, "undecided"))
+        lines.append(f"{expectation.what}: {', '.join(found)}")
+    if "does not hold" in outcomes:
+        verdict = "does not hold"
+    else:
+        verdict = "holds" if set(outcomes) == {"holds"} else "undecided"
+    worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{worth}"
+
+
+def _sums(result: ClaimResult, arms: Sequence[str], metric: str) -> list[float]:
+    return [sum(values) for values in zip(*(result.values[arm][metric] for arm in arms), strict=True)]

@@ -1,0 +1,34 @@
+"""The images of a claim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attar.errors import RecipeError
+
+if TYPE_CHECKING:
+    from attar.data.images import Images
+
+
+def train_and_test(
+    data: str, test: str | None, image_size: int, num_train: int, num_test: int
+) -> tuple[Images, Images]:
+    """Images to train on and to measure on, both labelled; fixed subsets, the same for every seed.
+
+    Without `test`, a stratified fifth of `data` is set aside.
+    """
+    from attar.data.load import load_images
+    from attar.data.splits import at_most, stratified_split
+
+    def read(source: str) -> Images:
+        images = load_images(source, image_size=image_size, labels="auto")
+        if images.labels is None:
+            raise RecipeError(f"{source}: labels are needed to measure; give labelled images.")
+        return images
+
+    train = read(data)
+    if test is not None:
+        return at_most(train, num_train), at_most(read(test), num_test)
+    assert train.labels is not None
+    first, second = stratified_split(train.labels, 0.2, seed=0)
+    return at_most(train.subset(first), num_train), at_most(train.subset(second), num_test)
