@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import DataError, RecipeError, RunError
+from attar.errors import BackboneError, DataError, RecipeError, RunError
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def _train(request: _Request) -> Run:
 
     module = load_method(request.method)
     _check_teacher(request, module.METHOD)
+    _check_backbone(request, module.METHOD)
     saved = _saved_recipe(request)
     if saved is not None and RunFolder(Path(request.out)).is_complete:
         logger.info("%s is complete; nothing to do.", request.out)
@@ -246,6 +247,20 @@ def _check_teacher(request: _Request, method: type[Method]) -> None:
         )
 
 
+def _check_backbone(request: _Request, method: type[Method]) -> None:
+    """Methods that mask patches refuse other networks before images are read; a size that does not fit comes later."""
+    if not method.needs_tokens:
+        return
+    from attar.models.backbones import build_backbone
+    from attar.models.tokens import check_tokens
+
+    try:
+        backbone = build_backbone(request.backbone, image_size=request.image_size or 32)
+    except BackboneError:  # said again, in terms of the real size, when the images are known
+        return
+    check_tokens(backbone, request.method, method.needs_tokens)
+
+
 def _saved_recipe(request: _Request) -> dict[str, Any] | None:
     run = RunFolder(Path(request.out))
     return run.read_recipe() if request.resume and (run / "recipe.yaml").is_file() else None
@@ -256,7 +271,7 @@ def _prepare(request: _Request, world: Any, saved: dict[str, Any] | None) -> _Pr
     import torch
 
     from attar.data.statistics import image_spec
-    from attar.methods.base import Setup, load, resolve_recipe
+    from attar.methods.base import Setup, load, make_views, resolve_recipe
     from attar.models.backbones import build_backbone
 
     teacher_image = _teacher_image(request)
@@ -298,7 +313,7 @@ def _prepare(request: _Request, world: Any, saved: dict[str, Any] | None) -> _Pr
         stem=request.stem,
         pretrained=request.pretrained,
     )
-    views = module.views(recipe, image)
+    views = make_views(request.method, recipe, image, backbone)
     setup = Setup(image=image, images=images, seed=request.seed)
     digest = None
     if request.teacher is not None:
