@@ -45,7 +45,7 @@ def check_tokens(backbone: Backbone, method: str, needs: str) -> None:
             f"{method} trains the class token, and the features of {name} are something else. "
             f"Accepted: {_ACCEPTED[needs]}."
         )
-    if needs == "mean" and (network.global_pool != "avg" or network.pool_include_prefix):
+    if needs == "mean" and (network.global_pool != "avg" or getattr(network, "pool_include_prefix", False)):
         raise BackboneError(
             f"{method} trains the patch tokens only, and the features of {name} are its class token, which would "
             f"stay untrained. Use a network whose features are the mean of the patch tokens: {_ACCEPTED[needs]}."
