@@ -43,6 +43,10 @@ class Size:
     epochs: int
     batch_size: int
 
+    def vit_for(self, tokens: str) -> str:
+        """The ViT for methods that need these tokens (`Method.needs_tokens`)."""
+        return f"{self.vit}_gap" if tokens == "mean" else self.vit
+
 
 SIZES = {
     # about 2 minutes a method on two cores, for a look; and about 15, to say something
@@ -203,7 +207,7 @@ def leaderboard(
     _claim(out, plan, train, held_out)
     board = Leaderboard(size, f"{len(train)} images of {Path(str(data)).name}, {plan.epochs} epochs", out)
     for seed in range(seeds):
-        for name in _controls(chosen) if seed == 0 else ():
+        for name in _controls(chosen, plan) if seed == 0 else ():
             make = partial(_control, name, plan, train, held_out)
             board.entries.append(_kept(out / "results" / f"{name}.json", make))
         for name in chosen:
@@ -274,7 +278,7 @@ def _method(name: str, seed: int, plan: Size, out: Path, train: Images, held_out
     from attar.models.saved import load_backbone
 
     tokens = load(name).METHOD.needs_tokens
-    backbone = plan.vit if tokens else plan.backbone
+    backbone = plan.vit_for(tokens) if tokens else plan.backbone
     entry = Entry(name, CATALOGUE[name].family, backbone, seed)
     logger.info("%s, seed %d", name, seed)
     run = out / name / f"seed{seed}"
@@ -298,15 +302,16 @@ def _method(name: str, seed: int, plan: Size, out: Path, train: Images, held_out
     return _measured(entry, model, image, (*PROTOCOLS, *more), train, held_out)
 
 
-def _controls(methods: Sequence[str]) -> list[str]:
+def _controls(methods: Sequence[str], plan: Size) -> list[str]:
+    """Pixels, HOG, and each backbone that one of the methods trains."""
     from attar.methods.base import load
 
-    tokens = any(load(name).METHOD.needs_tokens for name in methods)
-    return ["pixels", "hog", "random", *(["random-vit"] if tokens else [])]
+    needs = [load(name).METHOD.needs_tokens for name in methods]
+    return ["pixels", "hog", *dict.fromkeys(plan.vit_for(tokens) if tokens else plan.backbone for tokens in needs)]
 
 
 def _control(name: str, plan: Size, train: Images, held_out: Images) -> Entry:
-    """Pixels, HOG, and the untrained backbone; the last also trained with all labels, the upper line."""
+    """Pixels, HOG, or an untrained backbone; its fine-tuning with all labels is the supervised upper line."""
     import torch
 
     from attar.data.statistics import image_spec
@@ -316,16 +321,14 @@ def _control(name: str, plan: Size, train: Images, held_out: Images) -> Entry:
     from attar.models.backbones import build_backbone
 
     image = image_spec(train, plan.image_size)
+    stem = plan.stem if name == plan.backbone else "standard"
+    model = build_backbone(name, channels=image.channels, image_size=image.size, stem=stem)
     if name in ("pixels", "hog"):
-        model = build_backbone(name, channels=image.channels, image_size=image.size)
         return _measured(Entry(name, "control", "–", 0), model, image, PROTOCOLS, train, held_out)
-    vit = name == "random-vit"
-    backbone, stem = (plan.vit, "standard") if vit else (plan.backbone, plan.stem)
-    model = build_backbone(backbone, channels=image.channels, image_size=image.size, stem=stem)
     fitted, measured, classes = prepare(train, held_out, seed=0)
     task = Task(fitted, measured, classes, 0, torch.device("cpu"), "auto", 256, False)
     chosen = random_init(Subject("model", model, image, task))
-    entry = Entry("random initialisation", "control", backbone, 0)
+    entry = Entry("random initialisation", "control", name, 0)
     return _measured(entry, chosen.backbone, image, (*PROTOCOLS, FINETUNE), train, held_out)
 
 

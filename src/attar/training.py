@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import RecipeError, RunChanged
+from attar.errors import BackboneError, RecipeError, RunChanged
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def check(request: Request) -> None:
     if len(refused) == len(names):  # which recipe it will be depends on the images; it may be one that accepts
         raise refused[0]
     check_name(request.backbone, stem=request.stem)
+    _check_backbone(request, method)
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
 
@@ -199,6 +200,20 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
             f"{request.method} has no use for a teacher, so --teacher would be ignored. "
             f"Use attar pretrain, or a method that distils (see attar methods)."
         )
+
+
+def _check_backbone(request: Request, method: type[Method]) -> None:
+    """Methods that mask patches refuse other networks here; a size that does not fit comes with the images."""
+    if not method.needs_tokens:
+        return
+    from attar.models.backbones import build_backbone
+    from attar.models.tokens import check_tokens
+
+    try:
+        backbone = build_backbone(request.backbone, image_size=request.image_size or 32)
+    except BackboneError:  # said again, in terms of the real size, when the images are known
+        return
+    check_tokens(backbone, request.method, method.needs_tokens)
 
 
 def _saved_recipe(request: Request) -> dict[str, Any] | None:
@@ -394,7 +409,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
     """Backbone, method and everything the loop needs."""
     import torch
 
-    from attar.methods.base import Setup, load
+    from attar.methods.base import Setup, load, make_views
     from attar.models.backbones import build_backbone
     from attar.train.loop import Job, LoopOptions
 
@@ -415,7 +430,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
             request.backbone,
             plan.image.size,
         )
-    views = module.views(plan.recipe, plan.image)
+    views = make_views(request.method, plan.recipe, plan.image, backbone)
     setup = Setup(image=plan.image, images=plan.images, seed=request.seed)
     num_views = getattr(plan.recipe, "teacher_views", 0)
     setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.teacher

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import ShapeError
-from attar.losses import gather_rows, info_nce, nt_xent
+from attar.losses import gather_rows, info_nce, koleo, nt_xent, sinkhorn
 
 B, E = 6, 7  # of the joined batch
 
@@ -24,6 +24,8 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "info_nce": lambda a, b: info_nce(a, b, temperature=0.3),
     "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
     "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
+    "koleo": lambda a, b: koleo(a) + koleo(b),
+    "sinkhorn": lambda a, b: -(sinkhorn(a, epsilon=0.5, iterations=3) * b.log_softmax(1)).sum(1).mean() + 0 * a.sum(),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }

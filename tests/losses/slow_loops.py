@@ -74,3 +74,34 @@ def similarity_distillation(s: Tensor, t: Tensor, anchors: Tensor, ts: float, tt
         for a in range(len(keys)):
             loss = loss - p[a] * q[a].log()
     return loss / len(s)
+
+
+def masked_error(prediction: Tensor, target: Tensor, mask: Tensor, error) -> Tensor:
+    """Mean over images of the mean over masked patches of the mean over values."""
+    loss = torch.zeros((), dtype=prediction.dtype)
+    for b in range(len(mask)):
+        hidden = [n for n in range(mask.shape[1]) if mask[b, n]]
+        for n in hidden:
+            for d in range(prediction.shape[2]):
+                e = prediction[b, n, d] - target[b, n, d]
+                loss = loss + error(e) / (len(hidden) * prediction.shape[2] * len(mask))
+    return loss
+
+
+def masked_distillation(s: Tensor, t: Tensor, mask: Tensor, centre: Tensor, ts: float, tt: float) -> Tensor:
+    loss, row = torch.zeros((), dtype=s.dtype), 0
+    for b in range(len(mask)):
+        count = int(mask[b].sum())
+        for _ in range(count):
+            one = slice(row, row + 1)
+            loss, row = loss + cross_entropy(s[one], t[one] - centre, ts, tt) / (count * len(mask)), row + 1
+    return loss
+
+
+def koleo(x: Tensor) -> Tensor:
+    unit = [row / (row * row).sum().sqrt() for row in x]
+    loss = torch.zeros((), dtype=x.dtype)
+    for i in range(len(x)):
+        distances = [((unit[i] - unit[j] + 1e-8) ** 2).sum().sqrt() + 1e-8 for j in range(len(x)) if j != i]
+        loss = loss - min(distances).log() / len(x)
+    return loss

@@ -25,6 +25,14 @@ def rows(n: int = B, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 TWO = dict(a=rows(seed=1), b=rows(seed=2, scale=3.0))
 CENTRE = rows(1, seed=9)
+# Three images of four patches: two masked, none, one.
+MASK = torch.tensor([[True, False, True, False], [False] * 4, [False, False, False, True]])
+PATCHES = dict(p=rows(12, seed=1, scale=2.0).view(3, 4, E)), dict(t=rows(12, seed=2).view(3, 4, E))
+MASKED = {
+    "masked_mse": (losses.masked_mse, lambda e: e * e),
+    "masked_l1": (losses.masked_l1, lambda e: e.abs()),
+    "masked_smooth_l1": (losses.masked_smooth_l1, lambda e: e * e / 2 if e.abs() < 1 else e.abs() - 0.5),
+}
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
     "nt_xent": (
@@ -90,6 +98,23 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda s1, s2, s3, t1, t2, c: slow.dino([s1, s2, s3], [t1, t2], c, 0.4, 0.2),
     ),
     **{
+        name: (
+            *PATCHES,
+            lambda p, t, ours=ours: ours(p, t, MASK),
+            lambda p, t, error=error: slow.masked_error(p, t, MASK, error),
+        )
+        for name, (ours, error) in MASKED.items()
+    },
+    "masked_distillation": (
+        {"a": rows(3, seed=1)},
+        {"b": rows(3, seed=2), "c": CENTRE},
+        lambda a, b, c: losses.masked_distillation(
+            a, b, MASK, centre=c, student_temperature=0.4, teacher_temperature=0.2
+        ),
+        lambda a, b, c: slow.masked_distillation(a, b, MASK, c, 0.4, 0.2),
+    ),
+    "koleo": ({"a": TWO["a"]}, {}, lambda a: losses.koleo(a), lambda a: slow.koleo(a)),
+    **{
         f"similarity_distillation, include_self={own}": (
             {"a": TWO["a"]},
             {"b": TWO["b"], "n": rows(Q, seed=3)},
@@ -132,7 +157,9 @@ def test_half_precision_is_computed_in_float32(name):
     torch.testing.assert_close(half.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if "nt_xent" in n or "info_nce" in n or "similarity" in n])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if any(k in n for k in ("nt_xent", "info_nce", "similarity", "koleo"))]
+)
 def test_a_cosine_loss_ignores_scale(name):
     """dL/dz is orthogonal to z, and scaling rows changes nothing."""
     trained, fixed, ours, _ = CASES[name]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from attar.data.images import Images, ImageSpec
-from attar.methods.base import Method, Progress, Setup, load, resolve_recipe
+from attar.methods.base import Method, Progress, Setup, load, make_views, resolve_recipe
 
 NUM_IMAGES, SIZE, BATCH = 12, 32, 6
 IMAGE = ImageSpec(size=SIZE, channels=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -98,11 +98,15 @@ class Bench:
         return losses
 
 
-def tiny_backbone(seed: int = 0) -> Any:
+# What a method says it needs -> a tiny network of that kind.
+BACKBONES = {"": "resnet8x0.5", "any": "vit_micro_p8", "class": "vit_micro_p8", "mean": "vit_micro_p8_gap"}
+
+
+def tiny_backbone(seed: int = 0, needs_tokens: str = "") -> Any:
     from attar.models.backbones import build_backbone
 
     torch.manual_seed(seed)
-    return build_backbone("resnet8x0.5", channels=3, image_size=SIZE)
+    return build_backbone(BACKBONES[needs_tokens], channels=3, image_size=SIZE)
 
 
 def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
@@ -117,9 +121,9 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
         from attar.models.teachers import FrozenTeacher
 
         setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE)
-    backbone = tiny_backbone()
+    backbone = tiny_backbone(needs_tokens=module.METHOD.needs_tokens)
     method = module.METHOD(resolved, backbone, setup).train()
-    return Bench(method, module.views(resolved, IMAGE), setup.images, setup)
+    return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
 
 
 @pytest.fixture
@@ -130,5 +134,5 @@ def bench():
 
 @pytest.fixture
 def backbone():
-    """tiny_backbone(seed=0)."""
+    """tiny_backbone(seed=0, needs_tokens="")."""
     return tiny_backbone

@@ -2,7 +2,8 @@
 
 import pytest
 
-from attar.errors import RecipeError
+from attar import pretrain
+from attar.errors import BackboneError, RecipeError
 from attar.methods.base import resolve_recipe
 
 
@@ -36,3 +37,9 @@ def test_the_first_recipe_is_the_default_and_others_have_names():
 def test_what_would_be_ignored_or_misread_is_refused(settings, text):
     with pytest.raises(RecipeError, match=text):
         resolve_recipe("simclr", "photo", settings)
+
+
+@pytest.mark.parametrize("method", ["mae", "i_jepa"])
+def test_a_backbone_without_patches_is_refused_before_images_are_read(tmp_path, method):
+    with pytest.raises(BackboneError, match=f"{method} masks the patches.*resnet20 is none.*vit_tiny_p4"):
+        pretrain(tmp_path / "missing", out=tmp_path / "run", method=method, backbone="resnet20")

@@ -55,6 +55,25 @@ def test_a_vit_takes_crops_of_another_size():
     assert all(m.shape[0] == 2 for m in backbone.stages(torch.randn(2, 3, 64, 64)).values())
 
 
+@pytest.mark.parametrize(
+    ("own", "timms"), [("vit_tiny_p16", "vit_tiny_patch16_224"), ("vit_small_p16", "vit_small_patch16_224")]
+)
+def test_small_vits_have_timms_weights(own, timms):
+    shapes = [
+        {k: v.shape for k, v in build_backbone(name, image_size=32).timm_state_dict().items()} for name in (own, timms)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_small_vits_have_any_patch_registers_and_mean_pooling():
+    backbone = build_backbone("vit_micro_p8_reg2_gap", channels=1, image_size=24, drop_path=0.1).eval()
+    network = backbone.network
+    assert network.patch_embed.patch_size == (8, 8) and network.reg_token.shape == (1, 2, 128)
+    assert network.cls_token is None and len(network.blocks) == 6 and backbone.num_features == 128
+    images = torch.randn(2, 1, 24, 24)
+    torch.testing.assert_close(backbone(images), network.forward_features(images)[:, 2:].mean(1))
+
+
 def test_the_small_stem_keeps_the_resolution():
     small = build_backbone("resnet18", image_size=32, stem="small")
     assert next(iter(small.stages(torch.randn(2, 3, 32, 32)).values())).shape[-1] == 32
@@ -79,6 +98,8 @@ def test_the_same_generator_state_gives_the_same_weights():
         (("vit_tiny_patch16_224", {"stem": "small", "image_size": 32}), "small is defined for ResNets"),
         (("resnet20", {"stem": "small"}), "takes no stem=small"),
         (("resnet20", {"pretrained": True}), "takes no pretrained"),
+        (("vit_tiny_p5", {}), "patches of 5 x 5 pixels; 32 is not a multiple of 5. Use --image-size 30 or 35"),
+        (("vit_tiny_p4", {"stem": "small"}), "takes no stem=small"),
         (("resnet18", {"stem": "tiny"}), "accepted: standard, small"),
     ],
 )

@@ -1,9 +1,11 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
-from attar.losses.clustering import dino
+from attar.losses.clustering import dino, sinkhorn
 from attar.losses.contrastive import info_nce, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
 from attar.losses.gather import first_own_row, gather_rows
+from attar.losses.koleo import koleo
+from attar.losses.masked import masked_distillation, masked_l1, masked_mse, masked_smooth_l1, normalise_patches
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
@@ -14,8 +16,15 @@ __all__ = [
     "gather_rows",
     "info_nce",
     "kl_divergence",
+    "koleo",
+    "masked_distillation",
+    "masked_l1",
+    "masked_mse",
+    "masked_smooth_l1",
     "negative_cosine",
+    "normalise_patches",
     "nt_xent",
     "similarity_distillation",
+    "sinkhorn",
     "soft_cross_entropy",
 ]

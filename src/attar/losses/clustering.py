@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attar.errors import ShapeError
+from attar.losses.gather import gather_rows
 from attar.losses.inputs import check_positive, full_precision
 
 
@@ -52,6 +53,41 @@ def dino(
         if v != g  # the same view on both sides would teach nothing about invariance
     ]
     return torch.stack(terms).mean()
+
+
+@torch.no_grad()
+@full_precision
+def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
+    """Balanced soft assignments: as high a score as possible, with every prototype used equally often.
+
+    Q = exp(scores / epsilon), then `iterations` times: divide each column by its sum over all samples, divide each
+    row by its sum. That is Sinkhorn-Knopp for  max_Q <Q, scores> + epsilon H(Q)  with equal column sums, cut short.
+
+    Args:
+        scores: (B, K), similarity of samples to prototypes. Across processes, pass local rows: columns are summed
+            over all of them, and the result is that of one process on the joined rows. The processes may hold
+            different numbers of rows, also none.
+        epsilon: > 0; small: nearly one-hot rows. SwAV: 0.05.
+        iterations: >= 1. SwAV: 3.
+
+    Returns:
+        (B, K) without gradient. Rows sum to 1; columns to B / K only in the limit of many iterations. A vector added
+        to all rows of the scores changes nothing.
+
+    Raises:
+        ShapeError: if the scores are not (B, K) with K >= 1. RecipeError: epsilon <= 0 or iterations < 1.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 3 to 5; Cuturi 2013, arXiv:1306.0895.
+    """
+    check_positive("sinkhorn", epsilon=epsilon, iterations=iterations)
+    if scores.ndim != 2 or scores.shape[1] == 0:
+        raise ShapeError(f"sinkhorn: scores have shape {tuple(scores.shape)}; they must be (B, K) with K >= 1.")
+    log_q = scores / epsilon  # exp(1 / 0.03) is 3e14, so all is done in logarithms
+    for _ in range(iterations):
+        column = torch.logsumexp(log_q, dim=0, keepdim=True)  # (1, K), of this process
+        log_q = log_q - torch.logsumexp(gather_rows(column), dim=0, keepdim=True)
+        log_q = torch.log_softmax(log_q, dim=1)
+    return log_q.exp()
 
 
 def _check_views(student_scores: Sequence[Tensor], teacher_scores: Sequence[Tensor], centre: Tensor) -> None:

@@ -37,6 +37,11 @@ CATALOGUE: dict[str, Entry] = {
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
+        Entry("mae", "masked", "He et al. 2022, arXiv:2111.06377", 2022),
+        Entry("simmim", "masked", "Xie et al. 2022, arXiv:2111.09886", 2022),
+        Entry("ibot", "masked", "Zhou et al. 2022, arXiv:2111.07832", 2022),
+        Entry("dinov2", "masked", "Oquab et al. 2023, arXiv:2304.07193", 2023),
+        Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )

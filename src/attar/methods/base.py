@@ -23,6 +23,7 @@ from attar.methods import entry
 if TYPE_CHECKING:
     from attar.models.backbones import Backbone
     from attar.models.teachers import Teacher
+    from attar.views.batches import ViewMaker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,11 @@ class Method(nn.Module):
     `forward` is `step`, so that DistributedDataParallel can wrap a method as it is.
     needs_teacher: True for distillers. batch_coupled: True where the loss compares samples of one batch, so that
     gradient accumulation changes it. projector: the head whose output a distiller may learn from (None: features).
+
+    needs_tokens: for methods that mask the patches of a vision transformer, which one they can train: "any"; "class",
+    one whose features are its class token; "mean", one whose features are the mean of its patch tokens. They call
+    `check_tokens` (models/tokens.py), and their `views` takes the side of a patch as a third argument. Empty: any
+    backbone will do.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -150,13 +156,23 @@ def load(name: str) -> ModuleType:
         if error.name is None or not path.startswith(error.name):  # something that the module itself needs
             raise
         raise RecipeError(
-            f"method {name!r}: there is no module {error.name!r}. A name with a dot is a module of your own that Python "
-            "finds (installed, or in a folder of PYTHONPATH); see attar methods for those that are built in."
+            f"method {name!r}: there is no module {error.name!r}. A name with a dot is a module of your own that "
+            "Python finds (installed, or in a folder of PYTHONPATH); attar methods lists those that are built in."
         ) from None
     missing = [part for part in ("METHOD", "RECIPES", "views") if not hasattr(module, part)]
     if missing:
         raise RecipeError(f"method {name!r}: {path} does not define {', '.join(missing)}; see CONTRIBUTING.md.")
     return module
+
+
+def make_views(name: str, recipe: Recipe, image: ImageSpec, backbone: Backbone) -> ViewMaker:
+    """The view maker of a method for this backbone: those that mask patches are told how large these are."""
+    module = load(name)
+    if not module.METHOD.needs_tokens:
+        return module.views(recipe, image)
+    from attar.models.tokens import patch_size
+
+    return module.views(recipe, image, patch_size(backbone))
 
 
 def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:

@@ -1,6 +1,7 @@
 """Backbone: one face for every network that is kept after training, and building one by name.
 
-Own small nets live in small_nets.py, handcrafted features (hog, pixels) in handcrafted.py, everything else is timm's.
+Own small nets live in small_nets.py, small vision transformers in small_vits.py, handcrafted features (hog, pixels) in
+handcrafted.py, everything else is timm's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import handcrafted, small_nets
+from attar.models import handcrafted, small_nets, small_vits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,8 @@ def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 
 def backbone_names(*, with_timm: bool = False) -> list[str]:
-    """Own names (width factors and depths are open: resnet20x2, wrn_16_2), and timm's on demand."""
-    own = [*small_nets.EXAMPLES, *handcrafted.NAMES]
+    """Own names (factors, depths and patches are open: resnet20x2, wrn_16_2, vit_tiny_p6), and timm's on demand."""
+    own = [*small_nets.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
     if not with_timm:
         return own
     import timm
@@ -117,7 +118,7 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     """
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
-    if name in handcrafted.NAMES or small_nets.build(name, channels=3) is not None:
+    if name in handcrafted.NAMES or small_vits.matches(name) or small_nets.build(name, channels=3) is not None:
         return
     import timm
 
@@ -137,7 +138,7 @@ def build_backbone(
     """Build a network without a classifier; initial weights come from torch's global generator.
 
     Args:
-        name: an own net (small_nets.py), "hog", "pixels", or any name of timm.
+        name: an own net (small_nets.py, small_vits.py), "hog", "pixels", or any name of timm.
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -147,14 +148,15 @@ def build_backbone(
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
     check_name(name, stem=stem)
-    network = small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
+    vit = small_vits.build(name, channels=channels, image_size=image_size, drop_path=drop_path)
+    network = vit or small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
         network = _build_timm(spec, pretrained)
     else:
         for given, option in (
             (stem == "small", "stem=small"),
             (pretrained, "pretrained"),
-            (drop_path > 0, "drop_path"),
+            (drop_path > 0 and vit is None, "drop_path"),
         ):
             if given:
                 raise BackboneError(f"{name} takes no {option}: it would be ignored. Leave it out.")

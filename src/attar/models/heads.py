@@ -110,5 +110,12 @@ class DINOHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores (B, K) of features (B, D), each in [-1, 1]."""
-        z = F.normalize(self.mlp(features), dim=1)
-        return F.linear(z, F.normalize(self.last_layer.weight, dim=1))
+        return self.scores(self.embedding(features))
+
+    def embedding(self, features: Tensor) -> Tensor:
+        """The bottleneck: unit vectors (..., E) of features (..., D); without batch norm, of tokens (B, N, D) too."""
+        return F.normalize(self.mlp(features), dim=-1)
+
+    def scores(self, embedding: Tensor) -> Tensor:
+        """(..., K); linear, so the scores of a mean embedding are the mean of the scores."""
+        return F.linear(embedding, F.normalize(self.last_layer.weight, dim=1))

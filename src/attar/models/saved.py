@@ -173,9 +173,9 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _is_timm(name: str) -> bool:
-    from attar.models import small_nets
+    from attar.models import small_nets, small_vits
 
-    if small_nets.build(name, channels=3) is not None:
+    if small_nets.build(name, channels=3) is not None or small_vits.matches(name):
         raise BackboneError(
             f"{name} has no published weights; as a teacher or for evaluation give a run folder, or a timm name."
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from attar.data.images import CanvasBatch
@@ -78,3 +79,52 @@ class Rotated:
 
     def pictures(self) -> dict[str, Tensor]:
         return {f"{90 * r}°": v for r, v in enumerate(self.images.chunk(4))}
+
+
+@dataclass
+class MaskedView:
+    """images: (B, C, H, W), whole. mask: bool (B, N), True where a patch is hidden; N patches in reading order."""
+
+    images: Tensor
+    mask: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"view": self.images, "masked": hide(self.images, self.mask)}
+
+
+@dataclass
+class MaskedMultiCrop(MultiCrop):
+    """A MultiCrop with a mask for each global view: bool (B, N), True where a patch is hidden from the student."""
+
+    masks: list[Tensor] = field(default_factory=list)
+
+    def pictures(self) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for i, (view, mask) in enumerate(zip(self.global_views, self.masks)):
+            named |= {f"global {i + 1}": view, f"masked {i + 1}": hide(view, mask)}
+        return named | {f"local {i + 1}": v for i, v in enumerate(self.local_views)}
+
+
+@dataclass
+class ContextAndTargets:
+    """images: (B, C, H, W), whole. context: bool (B, N), the patches to see. targets: bool (B, T, N), T blocks."""
+
+    images: Tensor
+    context: Tensor
+    targets: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        named = {"view": self.images, "context": hide(self.images, ~self.context)}
+        blocks = enumerate(self.targets.unbind(1))
+        return named | {f"target {i + 1}": hide(self.images, ~block) for i, block in blocks}
+
+
+def hide(images: Tensor, mask: Tensor) -> Tensor:
+    """Images (B, C, H, W) with the patches of mask, bool (B, N), set to 0, the mean colour."""
+    rows = round((mask.shape[1] * images.shape[2] / images.shape[3]) ** 0.5)
+    grid = mask.view(len(mask), 1, rows, -1).float()
+    return images * (1 - F.interpolate(grid, size=images.shape[2:], mode="nearest"))

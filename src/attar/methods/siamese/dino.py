@@ -33,6 +33,7 @@ from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.methods.momentum import cosine_to_one
+from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
 from attar.models.heads import DINOHead
 from attar.models.momentum import MomentumTeacher
@@ -201,12 +202,13 @@ class DINO(Method):
         self.teacher.update(self.student, cosine_to_one(self.recipe.momentum, progress))
 
     def teacher_temperature(self, progress: Progress) -> float:
-        """Rises from epoch to epoch, its last value reached in the last epoch of the warm-up."""
-        start, end = self.recipe.teacher_temperature_start, self.recipe.teacher_temperature
-        warmup_epochs = round(self.recipe.teacher_temperature_fraction * progress.total_epochs)
-        if progress.epoch >= warmup_epochs - 1:
-            return end
-        return start + (end - start) * progress.epoch / (warmup_epochs - 1)
+        recipe = self.recipe
+        return rising_temperature(
+            recipe.teacher_temperature_start,
+            recipe.teacher_temperature,
+            recipe.teacher_temperature_fraction,
+            progress,
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The last layer starts to learn after the first epoch."""
