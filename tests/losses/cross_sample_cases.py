@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import ShapeError
-from attar.losses import gather_rows, info_nce, nt_xent
+from attar.losses import gather_rows, info_nce, nt_xent, own_share, sinkhorn, swapped_prediction
 
 B, E = 6, 7  # of the joined batch
 
@@ -24,9 +24,16 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "info_nce": lambda a, b: info_nce(a, b, temperature=0.3),
     "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
     "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
+    # assignments are balanced over all rows, and over a queue that all processes hold, cut between them
+    "sinkhorn": lambda a, b: swapped_prediction([a, b], [balanced(a), balanced(b)], temperature=0.5),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }
+
+
+def balanced(rows: Tensor) -> Tensor:
+    queue = torch.randn(5, E, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return sinkhorn(torch.cat([rows, own_share(queue)]), epsilon=0.5, iterations=3)[: len(rows)]
 
 
 def inputs() -> tuple[Tensor, Tensor]:

@@ -65,6 +65,29 @@ def dino(students: list[Tensor], teachers: list[Tensor], centre: Tensor, ts: flo
     return loss / terms
 
 
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    q = [[(s / epsilon).exp() for s in row] for row in scores]
+    total = sum(v for row in q for v in row)
+    q = [[v / total for v in row] for row in q]
+    b, k = scores.shape
+    for _ in range(iterations):
+        columns = [sum(row[j] for row in q) for j in range(k)]
+        q = [[v / columns[j] / k for j, v in enumerate(row)] for row in q]
+        q = [[v / sum(row) / b for v in row] for row in q]
+    return torch.stack([torch.stack([v * b for v in row]) for row in q])
+
+
+def swapped_prediction(scores: list[Tensor], assigned: list[Tensor], t: float) -> Tensor:
+    loss = torch.zeros((), dtype=scores[0].dtype)
+    for a in range(len(assigned)):
+        others = [v for v in range(len(scores)) if v != a]
+        for v in others:
+            for q, s in zip(assigned[a], scores[v]):
+                for target, p in zip(q, softmax([x / t for x in s])):
+                    loss = loss - target * p.log() / (len(assigned) * len(others) * len(scores[v]))
+    return loss
+
+
 def similarity_distillation(s: Tensor, t: Tensor, anchors: Tensor, ts: float, tt: float, include_self: bool) -> Tensor:
     loss = torch.zeros((), dtype=s.dtype)
     for i in range(len(s)):

@@ -89,6 +89,12 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         ),
         lambda s1, s2, s3, t1, t2, c: slow.dino([s1, s2, s3], [t1, t2], c, 0.4, 0.2),
     ),
+    "swapped_prediction": (
+        {"s1": rows(seed=4), "s2": rows(seed=5), "s3": rows(seed=6)},
+        {"q1": rows(seed=7).softmax(1), "q2": rows(seed=8).softmax(1)},
+        lambda s1, s2, s3, q1, q2: losses.swapped_prediction([s1, s2, s3], [q1, q2], temperature=0.4),
+        lambda s1, s2, s3, q1, q2: slow.swapped_prediction([s1, s2, s3], [q1, q2], 0.4),
+    ),
     **{
         f"similarity_distillation, include_self={own}": (
             {"a": TWO["a"]},

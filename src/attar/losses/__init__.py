@@ -1,9 +1,9 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
-from attar.losses.clustering import dino
+from attar.losses.clustering import dino, sinkhorn, swapped_prediction
 from attar.losses.contrastive import info_nce, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
-from attar.losses.gather import first_own_row, gather_rows
+from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
@@ -16,6 +16,9 @@ __all__ = [
     "kl_divergence",
     "negative_cosine",
     "nt_xent",
+    "own_share",
     "similarity_distillation",
+    "sinkhorn",
     "soft_cross_entropy",
+    "swapped_prediction",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attar.errors import ShapeError
+from attar.losses.gather import gather_rows
 from attar.losses.inputs import check_positive, full_precision
 
 
@@ -41,10 +42,77 @@ def dino(
 
     Source: Caron et al. 2021, arXiv:2104.14294, eq. 3 and algorithm 1.
     """
-    _check_views(student_scores, teacher_scores, centre)
+    _check_views("dino", student_scores, teacher_scores, ("student", "teacher"))
+    if centre.numel() != teacher_scores[0].shape[1]:
+        raise ShapeError(f"dino: centre has shape {tuple(centre.shape)}, the scores {tuple(teacher_scores[0].shape)}.")
     check_positive("dino", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     targets = [torch.softmax((g - centre).detach() / teacher_temperature, dim=1) for g in teacher_scores]
     log_predictions = [torch.log_softmax(s / student_temperature, dim=1) for s in student_scores]
+    return _across_views(targets, log_predictions)
+
+
+@torch.no_grad()
+@full_precision
+def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
+    """Balanced soft assignments: as high a score as possible, with every prototype used equally often.
+
+    Q = exp(scores / epsilon), then `iterations` times: divide each column by its sum over all samples, divide each
+    row by its sum. That is Sinkhorn-Knopp for  max_Q <Q, scores> + epsilon H(Q)  with equal column sums, cut short.
+
+    Args:
+        scores: (B, K), similarity of samples to prototypes. Across processes, pass local rows: columns are summed
+            over all of them, and the result is that of one process on the joined rows.
+        epsilon: > 0; small: nearly one-hot rows. SwAV: 0.05.
+        iterations: >= 1. SwAV: 3.
+
+    Returns:
+        (B, K) without gradient. Rows sum to 1; columns to B / K only in the limit of many iterations. A vector added
+        to all rows of the scores changes nothing.
+
+    Raises:
+        ShapeError: if the scores are not (B, K) with B, K >= 1. RecipeError: epsilon <= 0 or iterations < 1.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 3 to 5; Cuturi 2013, arXiv:1306.0895.
+    """
+    check_positive("sinkhorn", epsilon=epsilon, iterations=iterations)
+    if scores.ndim != 2 or scores.numel() == 0:
+        raise ShapeError(f"sinkhorn: scores have shape {tuple(scores.shape)}; they must be (B, K), not empty.")
+    log_q = scores / epsilon  # exp(1 / 0.03) is 3e14, so all is done in logarithms
+    for _ in range(iterations):
+        column = torch.logsumexp(log_q, dim=0, keepdim=True)  # (1, K), of this process
+        log_q = log_q - torch.logsumexp(gather_rows(column), dim=0, keepdim=True)
+        log_q = torch.log_softmax(log_q, dim=1)
+    return log_q.exp()
+
+
+@full_precision
+def swapped_prediction(scores: Sequence[Tensor], assignments: Sequence[Tensor], *, temperature: float) -> Tensor:
+    """SwAV: every view must predict the assignment of another view of its image.
+
+    loss = 1/A sum_a 1/(V - 1) sum_{v != a} mean_b  - sum_k Q_a,bk log P_v,bk,   P_v = softmax(scores_v / temperature)
+
+    Args:
+        scores: V >= 2 tensors (B, K); the first A of them from the views that were assigned, in the same order.
+        assignments: A tensors (B, K), rows sum to 1 (see `sinkhorn`), detached here. 1 <= A <= V.
+        temperature: > 0. Paper: 0.1.
+
+    Returns:
+        Scalar, mean over rows and pairs, in nats; at least the mean entropy of the assignments. Equal scores: log K.
+
+    Raises:
+        ShapeError: unequal shapes, fewer than two views, or fewer views than assignments.
+        RecipeError: if temperature <= 0.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1, 2 and 6.
+    """
+    _check_views("swapped_prediction", scores, assignments, ("predicting", "assigned"))
+    check_positive("swapped_prediction", temperature=temperature)
+    targets = [assignment.detach() for assignment in assignments]
+    return _across_views(targets, [torch.log_softmax(s / temperature, dim=1) for s in scores])
+
+
+def _across_views(targets: Sequence[Tensor], log_predictions: Sequence[Tensor]) -> Tensor:
+    """Mean cross-entropy over pairs of a target g and the prediction of another view v."""
     terms = [
         -(target * log_prediction).sum(dim=1).mean()
         for g, target in enumerate(targets)
@@ -54,14 +122,15 @@ def dino(
     return torch.stack(terms).mean()
 
 
-def _check_views(student_scores: Sequence[Tensor], teacher_scores: Sequence[Tensor], centre: Tensor) -> None:
-    if len(student_scores) < 2 or not 1 <= len(teacher_scores) <= len(student_scores):
+def _check_views(where: str, predicting: Sequence[Tensor], targets: Sequence[Tensor], names: tuple[str, str]) -> None:
+    """V >= 2 predicting views, the first of them the 1 <= G <= V target views; all (B, K) and equal."""
+    if len(predicting) < 2 or not 1 <= len(targets) <= len(predicting):
         raise ShapeError(
-            f"dino: {len(student_scores)} student and {len(teacher_scores)} teacher views were given; at least two "
-            f"student views are needed, the first of them the teacher's."
+            f"{where}: {len(predicting)} {names[0]} and {len(targets)} {names[1]} views were given; at least two "
+            f"{names[0]} views are needed, the first of them the {names[1]} views."
         )
-    shapes = {tuple(scores.shape) for scores in [*student_scores, *teacher_scores]}
+    shapes = {tuple(rows.shape) for rows in [*predicting, *targets]}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise ShapeError(f"dino: scores have the shapes {sorted(shapes)}; all views must be (B, K) and equal.")
-    if centre.numel() != teacher_scores[0].shape[1]:
-        raise ShapeError(f"dino: centre has shape {tuple(centre.shape)}, the scores {tuple(teacher_scores[0].shape)}.")
+        raise ShapeError(
+            f"{where}: {names[0]} and {names[1]} views have the shapes {sorted(shapes)}; all must be equal (B, K)."
+        )
