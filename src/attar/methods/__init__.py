@@ -31,6 +31,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
         Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
+        Entry("moco_v3", "contrastive", "Chen et al. 2021, arXiv:2104.02057", 2021),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
         Entry("swav", "clustering", "Caron et al. 2020, arXiv:2006.09882; Goyal et al. 2021, arXiv:2103.01988", 2020),
