@@ -88,6 +88,14 @@ def swapped_prediction(scores: list[Tensor], assigned: list[Tensor], t: float) -
     return loss
 
 
+def prototype_cross_entropy(z: Tensor, prototypes: Tensor, labels: Tensor, t: float) -> Tensor:
+    loss = torch.zeros((), dtype=z.dtype)
+    for head, y in zip(prototypes, labels):
+        for i in range(len(z)):
+            loss = loss - softmax([cosine(z[i], c) / t for c in head])[y[i]].log()
+    return loss / (len(prototypes) * len(z))
+
+
 def similarity_distillation(s: Tensor, t: Tensor, anchors: Tensor, ts: float, tt: float, include_self: bool) -> Tensor:
     loss = torch.zeros((), dtype=s.dtype)
     for i in range(len(s)):

@@ -25,6 +25,7 @@ def rows(n: int = B, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 TWO = dict(a=rows(seed=1), b=rows(seed=2, scale=3.0))
 CENTRE = rows(1, seed=9)
+LABELS = torch.tensor([[0, 3, 10, 3, 7], [9, 9, 1, 0, 5]])
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
     "nt_xent": (
@@ -95,6 +96,12 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda s1, s2, s3, q1, q2: losses.swapped_prediction([s1, s2, s3], [q1, q2], temperature=0.4),
         lambda s1, s2, s3, q1, q2: slow.swapped_prediction([s1, s2, s3], [q1, q2], 0.4),
     ),
+    "prototype_cross_entropy": (
+        {"a": TWO["a"]},
+        {"c": rows(2 * Q, seed=3)},
+        lambda a, c: losses.prototype_cross_entropy(a, c.view(2, Q, E), LABELS, temperature=0.3),
+        lambda a, c: slow.prototype_cross_entropy(a, c.view(2, Q, E), LABELS, 0.3),
+    ),
     **{
         f"similarity_distillation, include_self={own}": (
             {"a": TWO["a"]},
@@ -138,7 +145,9 @@ def test_half_precision_is_computed_in_float32(name):
     torch.testing.assert_close(half.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if "nt_xent" in n or "info_nce" in n or "similarity" in n])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if "nt_xent" in n or "info_nce" in n or "similarity" in n or "prototype" in n]
+)
 def test_a_cosine_loss_ignores_scale(name):
     """dL/dz is orthogonal to z, and scaling rows changes nothing."""
     trained, fixed, ours, _ = CASES[name]

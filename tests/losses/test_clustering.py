@@ -1,4 +1,4 @@
-"""DINO's and SwAV's losses and Sinkhorn-Knopp: closed forms, the centre, balance, edges."""
+"""DINO's, SwAV's and DeepCluster's losses and Sinkhorn-Knopp: closed forms, the centre, balance, edges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attar.errors import RecipeError, ShapeError
-from attar.losses import dino, sinkhorn, swapped_prediction
+from attar.losses import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
 
 _spec = importlib.util.spec_from_file_location("slow_loops", Path(__file__).with_name("slow_loops.py"))
 slow = importlib.util.module_from_spec(_spec)
@@ -133,3 +133,21 @@ def test_refusals_of_swav():
         swapped_prediction(scores(2, 0), [scores(1, 0)[0][:4]], temperature=0.1)
     with pytest.raises(RecipeError, match="temperature=-1"):
         swapped_prediction(scores(2, 0), scores(1, 0), temperature=-1)
+
+
+def test_prototype_cross_entropy_of_equal_prototypes_is_log_k_and_of_orthogonal_ones_known():
+    z, labels = scores(1, 12)[0].float(), torch.zeros(2, B, dtype=torch.long)
+    flat = prototype_cross_entropy(z, torch.ones(2, 4, K), labels, temperature=0.1)
+    assert flat.item() == pytest.approx(math.log(4), abs=1e-6)
+    found = prototype_cross_entropy(torch.eye(B, K), torch.eye(B, K)[None], torch.arange(B)[None], temperature=0.5)
+    assert found.item() == pytest.approx(math.log(1 + (B - 1) * math.exp(-2)), abs=1e-6)
+
+
+def test_refusals_of_deep_cluster():
+    z, prototypes = torch.zeros(5, 7), torch.zeros(2, 4, 7)
+    with pytest.raises(ShapeError, match=r"labels \(5, 2\)"):
+        prototype_cross_entropy(z, prototypes, torch.zeros(5, 2, dtype=torch.long), temperature=0.1)
+    with pytest.raises(ShapeError, match=r"prototypes \(2, 4, 6\)"):
+        prototype_cross_entropy(z, prototypes[..., :6], torch.zeros(2, 5, dtype=torch.long), temperature=0.1)
+    with pytest.raises(RecipeError, match="temperature=0"):
+        prototype_cross_entropy(z, prototypes, torch.zeros(2, 5, dtype=torch.long), temperature=0)

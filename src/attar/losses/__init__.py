@@ -1,6 +1,6 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
-from attar.losses.clustering import dino, sinkhorn, swapped_prediction
+from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
 from attar.losses.contrastive import info_nce, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
 from attar.losses.gather import first_own_row, gather_rows, own_share
@@ -17,6 +17,7 @@ __all__ = [
     "negative_cosine",
     "nt_xent",
     "own_share",
+    "prototype_cross_entropy",
     "similarity_distillation",
     "sinkhorn",
     "soft_cross_entropy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attar.errors import ShapeError
@@ -109,6 +110,36 @@ def swapped_prediction(scores: Sequence[Tensor], assignments: Sequence[Tensor], 
     check_positive("swapped_prediction", temperature=temperature)
     targets = [assignment.detach() for assignment in assignments]
     return _across_views(targets, [torch.log_softmax(s / temperature, dim=1) for s in scores])
+
+
+@full_precision
+def prototype_cross_entropy(embeddings: Tensor, prototypes: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """DeepCluster v2: an embedding must name its cluster among fixed prototypes, in each of several clusterings.
+
+    loss = mean_h mean_b  -log softmax_k( <z_b, c_hk> / temperature )_{y_hb},   cosine similarities
+
+    Args:
+        embeddings: (B, E), any scale (normalised here). prototypes: (H, K, E), any scale, detached here.
+        labels: (H, B), the cluster of each row in each clustering, 0 .. K - 1.
+        temperature: > 0. Paper: 0.1.
+
+    Returns:
+        Scalar, mean over clusterings and rows, in nats. Equal prototypes give log K.
+
+    Raises:
+        ShapeError: if the shapes do not fit. RecipeError: if temperature <= 0.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, appendix on DeepCluster-v2.
+    """
+    check_positive("prototype_cross_entropy", temperature=temperature)
+    fits = embeddings.ndim == 2 and prototypes.ndim == 3 and embeddings.shape[1] == prototypes.shape[2]
+    if not fits or labels.shape != (len(prototypes), len(embeddings)) or labels.numel() == 0:
+        raise ShapeError(
+            f"prototype_cross_entropy: embeddings {tuple(embeddings.shape)}, prototypes {tuple(prototypes.shape)} and "
+            f"labels {tuple(labels.shape)} do not fit; they must be (B, E), (H, K, E) and (H, B)."
+        )
+    z, c = F.normalize(embeddings, dim=1), F.normalize(prototypes.detach(), dim=2)
+    return torch.stack([F.cross_entropy(z @ own.T / temperature, y) for own, y in zip(c, labels)]).mean()
 
 
 def _across_views(targets: Sequence[Tensor], log_predictions: Sequence[Tensor]) -> Tensor:

@@ -34,6 +34,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("moco_v3", "contrastive", "Chen et al. 2021, arXiv:2104.02057", 2021),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
+        Entry("deep_cluster", "clustering", "Caron et al. 2020, arXiv:2006.09882", 2020),
         Entry("swav", "clustering", "Caron et al. 2020, arXiv:2006.09882; Goyal et al. 2021, arXiv:2103.01988", 2020),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
