@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import ShapeError
-from attar.losses import gather_rows, info_nce, nt_xent, own_share, sinkhorn, swapped_prediction
+from attar.losses import bilinear_nce, gather_rows, info_nce, nt_xent, own_share, sinkhorn, swapped_prediction
 
 B, E = 6, 7  # of the joined batch
 
@@ -24,6 +24,7 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "info_nce": lambda a, b: info_nce(a, b, temperature=0.3),
     "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
     "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
+    "bilinear_nce": lambda a, b: bilinear_nce(a, b, torch.arange(len(a))),
     # assignments are balanced over all rows, and over a queue that all processes hold, cut between them
     "sinkhorn": lambda a, b: swapped_prediction([a, b], [balanced(a), balanced(b)], temperature=0.5),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone

@@ -35,6 +35,13 @@ def info_nce(q: Tensor, k: Tensor, t: float, negatives: Tensor | None = None) ->
     return loss / len(q)
 
 
+def bilinear_nce(p: Tensor, z: Tensor, positive: list[int]) -> Tensor:
+    loss = torch.zeros((), dtype=p.dtype)
+    for i, y in enumerate(positive):
+        loss = loss - ((p[i] * z[y]).sum().exp() / sum((p[i] * other).sum().exp() for other in z)).log()
+    return loss / len(p)
+
+
 def byol_regression(p: Tensor, z: Tensor) -> Tensor:
     unit = lambda x: x / (x * x).sum().sqrt()  # noqa: E731
     return sum(((unit(p[i]) - unit(z[i])) ** 2).sum() for i in range(len(p))) / len(p)

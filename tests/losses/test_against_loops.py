@@ -25,6 +25,7 @@ def rows(n: int = B, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 TWO = dict(a=rows(seed=1), b=rows(seed=2, scale=3.0))
 CENTRE = rows(1, seed=9)
+MEANT = [3, 0, 10, 3, 7]
 LABELS = torch.tensor([[0, 3, 10, 3, 7], [9, 9, 1, 0, 5]])
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
@@ -58,6 +59,15 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda a, b, n: losses.info_nce(a, b, temperature=0.3, negatives=n),
         lambda a, b, n: slow.info_nce(a, b, 0.3, n),
     ),
+    **{
+        f"bilinear_nce, chunk_size={size}": (
+            {"a": rows(seed=1), "z": rows(Q, seed=2)},
+            {},
+            lambda a, z, size=size: losses.bilinear_nce(a, z, torch.tensor(MEANT), chunk_size=size),
+            lambda a, z: slow.bilinear_nce(a, z, MEANT),
+        )
+        for size in (None, 2)
+    },
     "byol_regression": (
         {"a": TWO["a"]},
         {"b": TWO["b"]},

@@ -1,13 +1,14 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
-from attar.losses.contrastive import info_nce, nt_xent
+from attar.losses.contrastive import bilinear_nce, info_nce, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
 from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
     "anchor_similarities",
+    "bilinear_nce",
     "byol_regression",
     "dino",
     "first_own_row",

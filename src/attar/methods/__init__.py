@@ -29,6 +29,7 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
+        Entry("cpc", "contrastive", "van den Oord et al. 2018, arXiv:1807.03748", 2018),
         Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
         Entry("moco_v3", "contrastive", "Chen et al. 2021, arXiv:2104.02057", 2021),

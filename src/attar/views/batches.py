@@ -78,3 +78,16 @@ class Rotated:
 
     def pictures(self) -> dict[str, Tensor]:
         return {f"{90 * r}°": v for r, v in enumerate(self.images.chunk(4))}
+
+
+@dataclass
+class PatchGrid:
+    """patches: (B, G, G, C, h, w), normalised: row and column of the grid, then the patch at that place."""
+
+    patches: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        tiled = self.patches.permute(0, 3, 1, 4, 2, 5)  # (B, C, G, h, G, w)
+        return {"patches": tiled.flatten(4, 5).flatten(2, 3)}
