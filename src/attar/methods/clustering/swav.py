@@ -97,7 +97,9 @@ RECIPES = {
         freeze_prototypes_fraction=1 / 200,
         queue_length=3840,
     ),
-    "seer": SwAVRecipe(  # Goyal et al. 2021, section 3; the values are from memory
+    # Goyal et al. 2021, section 3. Crops, prototypes, iterations, decay and the head without batch norm are also in the
+    # published config of its successor, RegNet-10B, whose epsilon is 0.03; batch size, rates and warm-up from memory.
+    "seer": SwAVRecipe(
         epochs=1,
         batch_size=8704,
         optimiser="lars",
