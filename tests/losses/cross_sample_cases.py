@@ -14,7 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import ShapeError
-from attar.losses import gather_rows, info_nce, koleo, nt_xent, sinkhorn
+from attar.losses import (
+    bilinear_nce,
+    gather_rows,
+    info_nce,
+    koleo,
+    nt_xent,
+    own_share,
+    sinkhorn,
+    swapped_prediction,
+)
 
 B, E = 6, 7  # of the joined batch
 
@@ -25,10 +34,17 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
     "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
     "koleo": lambda a, b: koleo(a) + koleo(b),
-    "sinkhorn": lambda a, b: -(sinkhorn(a, epsilon=0.5, iterations=3) * b.log_softmax(1)).sum(1).mean() + 0 * a.sum(),
+    "bilinear_nce": lambda a, b: bilinear_nce(a, b, torch.arange(len(a))),
+    # assignments are balanced over all rows, and over a queue that all processes hold, cut between them
+    "sinkhorn": lambda a, b: swapped_prediction([a, b], [balanced(a), balanced(b)], temperature=0.5),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }
+
+
+def balanced(rows: Tensor) -> Tensor:
+    queue = torch.randn(5, E, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return sinkhorn(torch.cat([rows, own_share(queue)]), epsilon=0.5, iterations=3)[: len(rows)]
 
 
 def inputs() -> tuple[Tensor, Tensor]:

@@ -35,6 +35,13 @@ def info_nce(q: Tensor, k: Tensor, t: float, negatives: Tensor | None = None) ->
     return loss / len(q)
 
 
+def bilinear_nce(p: Tensor, z: Tensor, positive: list[int]) -> Tensor:
+    loss = torch.zeros((), dtype=p.dtype)
+    for i, y in enumerate(positive):
+        loss = loss - ((p[i] * z[y]).sum().exp() / sum((p[i] * other).sum().exp() for other in z)).log()
+    return loss / len(p)
+
+
 def byol_regression(p: Tensor, z: Tensor) -> Tensor:
     unit = lambda x: x / (x * x).sum().sqrt()  # noqa: E731
     return sum(((unit(p[i]) - unit(z[i])) ** 2).sum() for i in range(len(p))) / len(p)
@@ -63,6 +70,37 @@ def dino(students: list[Tensor], teachers: list[Tensor], centre: Tensor, ts: flo
             if v != g:
                 loss, terms = loss + cross_entropy(students[v], teachers[g] - centre, ts, tt), terms + 1
     return loss / terms
+
+
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    q = [[(s / epsilon).exp() for s in row] for row in scores]
+    total = sum(v for row in q for v in row)
+    q = [[v / total for v in row] for row in q]
+    b, k = scores.shape
+    for _ in range(iterations):
+        columns = [sum(row[j] for row in q) for j in range(k)]
+        q = [[v / columns[j] / k for j, v in enumerate(row)] for row in q]
+        q = [[v / sum(row) / b for v in row] for row in q]
+    return torch.stack([torch.stack([v * b for v in row]) for row in q])
+
+
+def swapped_prediction(scores: list[Tensor], assigned: list[Tensor], t: float) -> Tensor:
+    loss = torch.zeros((), dtype=scores[0].dtype)
+    for a in range(len(assigned)):
+        others = [v for v in range(len(scores)) if v != a]
+        for v in others:
+            for q, s in zip(assigned[a], scores[v]):
+                for target, p in zip(q, softmax([x / t for x in s])):
+                    loss = loss - target * p.log() / (len(assigned) * len(others) * len(scores[v]))
+    return loss
+
+
+def prototype_cross_entropy(z: Tensor, prototypes: Tensor, labels: Tensor, t: float) -> Tensor:
+    loss = torch.zeros((), dtype=z.dtype)
+    for head, y in zip(prototypes, labels):
+        for i in range(len(z)):
+            loss = loss - softmax([cosine(z[i], c) / t for c in head])[y[i]].log()
+    return loss / (len(prototypes) * len(z))
 
 
 def similarity_distillation(s: Tensor, t: Tensor, anchors: Tensor, ts: float, tt: float, include_self: bool) -> Tensor:

@@ -33,6 +33,8 @@ MASKED = {
     "masked_l1": (losses.masked_l1, lambda e: e.abs()),
     "masked_smooth_l1": (losses.masked_smooth_l1, lambda e: e * e / 2 if e.abs() < 1 else e.abs() - 0.5),
 }
+MEANT = [3, 0, 10, 3, 7]
+LABELS = torch.tensor([[0, 3, 10, 3, 7], [9, 9, 1, 0, 5]])
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
     "nt_xent": (
@@ -65,6 +67,15 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda a, b, n: losses.info_nce(a, b, temperature=0.3, negatives=n),
         lambda a, b, n: slow.info_nce(a, b, 0.3, n),
     ),
+    **{
+        f"bilinear_nce, chunk_size={size}": (
+            {"a": rows(seed=1), "z": rows(Q, seed=2)},
+            {},
+            lambda a, z, size=size: losses.bilinear_nce(a, z, torch.tensor(MEANT), chunk_size=size),
+            lambda a, z: slow.bilinear_nce(a, z, MEANT),
+        )
+        for size in (None, 2)
+    },
     "byol_regression": (
         {"a": TWO["a"]},
         {"b": TWO["b"]},
@@ -96,6 +107,18 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
             [s1, s2, s3], [t1, t2], centre=c, student_temperature=0.4, teacher_temperature=0.2
         ),
         lambda s1, s2, s3, t1, t2, c: slow.dino([s1, s2, s3], [t1, t2], c, 0.4, 0.2),
+    ),
+    "swapped_prediction": (
+        {"s1": rows(seed=4), "s2": rows(seed=5), "s3": rows(seed=6)},
+        {"q1": rows(seed=7).softmax(1), "q2": rows(seed=8).softmax(1)},
+        lambda s1, s2, s3, q1, q2: losses.swapped_prediction([s1, s2, s3], [q1, q2], temperature=0.4),
+        lambda s1, s2, s3, q1, q2: slow.swapped_prediction([s1, s2, s3], [q1, q2], 0.4),
+    ),
+    "prototype_cross_entropy": (
+        {"a": TWO["a"]},
+        {"c": rows(2 * Q, seed=3)},
+        lambda a, c: losses.prototype_cross_entropy(a, c.view(2, Q, E), LABELS, temperature=0.3),
+        lambda a, c: slow.prototype_cross_entropy(a, c.view(2, Q, E), LABELS, 0.3),
     ),
     **{
         name: (
@@ -158,7 +181,8 @@ def test_half_precision_is_computed_in_float32(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CASES if any(k in n for k in ("nt_xent", "info_nce", "similarity", "koleo"))]
+    "name",
+    [n for n in CASES if any(k in n for k in ("nt_xent", "info_nce", "similarity", "prototype", "koleo"))],
 )
 def test_a_cosine_loss_ignores_scale(name):
     """dL/dz is orthogonal to z, and scaling rows changes nothing."""

@@ -1,14 +1,20 @@
-"""DINO's loss: closed forms, the centre, edges."""
+"""DINO's, SwAV's and DeepCluster's losses and Sinkhorn-Knopp: closed forms, the centre, balance, edges."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from attar.errors import RecipeError, ShapeError
-from attar.losses import dino
+from attar.losses import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
+
+_spec = importlib.util.spec_from_file_location("slow_loops", Path(__file__).with_name("slow_loops.py"))
+slow = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(slow)
 
 B, K = 5, 7
 SETTINGS = dict(student_temperature=0.1, teacher_temperature=0.05)
@@ -63,3 +69,85 @@ def test_refusals():
     with pytest.raises(RecipeError, match="teacher_temperature=0"):
         dino(scores(2, 0), scores(2, 0), centre=zero, student_temperature=0.1, teacher_temperature=0.0)
     assert math.isfinite(dino([s[:1] for s in scores(2, 0)], [s[:1] for s in scores(1, 0)], centre=zero, **SETTINGS))
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_sinkhorn_equals_the_loop(iterations):
+    ours = sinkhorn(scores(1, 7)[0], epsilon=0.3, iterations=iterations)
+    loop = slow.sinkhorn(scores(1, 7)[0], 0.3, iterations)
+    torch.testing.assert_close(ours, loop, rtol=1e-10, atol=1e-12)
+
+
+def test_sinkhorn_rows_sum_to_one_and_columns_in_the_limit():
+    cosines = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    deviations = []
+    for iterations in (1, 3, 10, 100):
+        q = sinkhorn(cosines.double(), epsilon=0.05, iterations=iterations)
+        torch.testing.assert_close(q.sum(1), torch.ones(64, dtype=torch.float64))
+        deviations.append(float((q.sum(0) - 6.4).abs().max()))
+    assert deviations[0] > deviations[1] > deviations[2] > 1e-3 > 1e-6 > deviations[3]
+
+
+def test_sinkhorn_known_cases():
+    eye = sinkhorn(torch.eye(6), epsilon=0.05, iterations=3)
+    torch.testing.assert_close(eye, torch.eye(6), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sinkhorn(torch.ones(4, 8), epsilon=0.05, iterations=3), torch.full((4, 8), 1 / 8))
+    per_prototype = torch.randn(1, K, dtype=torch.float64)
+    shifted = sinkhorn(scores(1, 8)[0] + per_prototype, epsilon=0.3, iterations=3)
+    torch.testing.assert_close(shifted, sinkhorn(scores(1, 8)[0], epsilon=0.3, iterations=3))
+
+
+def test_sinkhorn_has_no_gradient_and_holds_in_half_precision_where_exp_would_overflow():
+    cosines = torch.linspace(-1, 1, B * K).view(B, K).half().requires_grad_()
+    q = sinkhorn(cosines, epsilon=0.005, iterations=3)  # exp(200) is beyond float32
+    assert q.dtype == torch.float32 and not q.requires_grad
+    exact = sinkhorn(cosines.double(), epsilon=0.005, iterations=3)
+    torch.testing.assert_close(q.double(), exact, rtol=1e-3, atol=1e-5)
+
+
+def test_swapped_prediction_of_equal_scores_is_log_k_and_never_below_the_entropy_of_the_targets():
+    uniform = [torch.full((B, K), 1 / K)] * 2
+    flat = swapped_prediction([torch.ones(B, K)] * 3, uniform, temperature=0.1)
+    assert flat.item() == pytest.approx(math.log(K), abs=1e-6)
+    q = scores(1, 9)[0].softmax(1)
+    best = swapped_prediction([0.1 * q.log()] * 2, [q] * 2, temperature=0.1)
+    torch.testing.assert_close(best, torch.special.entr(q).sum(1).mean())
+
+
+def test_swapped_prediction_leaves_out_a_view_and_its_own_assignment():
+    s, q = scores(2, 10), [t.softmax(1) for t in scores(2, 11)]
+    one = swapped_prediction(s, q[:1], temperature=0.5)
+    torch.testing.assert_close(one, -(q[0] * torch.log_softmax(s[1] / 0.5, 1)).sum(1).mean())
+
+
+def test_refusals_of_swav():
+    with pytest.raises(RecipeError, match="epsilon=0"):
+        sinkhorn(scores(1, 0)[0], epsilon=0.0, iterations=3)
+    with pytest.raises(RecipeError, match="iterations=0"):
+        sinkhorn(scores(1, 0)[0], epsilon=0.05, iterations=0)
+    with pytest.raises(ShapeError, match=r"\(5,\)"):
+        sinkhorn(torch.zeros(5), epsilon=0.05, iterations=3)
+    with pytest.raises(ShapeError, match="1 predicting and 1 assigned views"):
+        swapped_prediction(scores(1, 0), scores(1, 0), temperature=0.1)
+    with pytest.raises(ShapeError, match=r"\(4, 7\), \(5, 7\)"):
+        swapped_prediction(scores(2, 0), [scores(1, 0)[0][:4]], temperature=0.1)
+    with pytest.raises(RecipeError, match="temperature=-1"):
+        swapped_prediction(scores(2, 0), scores(1, 0), temperature=-1)
+
+
+def test_prototype_cross_entropy_of_equal_prototypes_is_log_k_and_of_orthogonal_ones_known():
+    z, labels = scores(1, 12)[0].float(), torch.zeros(2, B, dtype=torch.long)
+    flat = prototype_cross_entropy(z, torch.ones(2, 4, K), labels, temperature=0.1)
+    assert flat.item() == pytest.approx(math.log(4), abs=1e-6)
+    found = prototype_cross_entropy(torch.eye(B, K), torch.eye(B, K)[None], torch.arange(B)[None], temperature=0.5)
+    assert found.item() == pytest.approx(math.log(1 + (B - 1) * math.exp(-2)), abs=1e-6)
+
+
+def test_refusals_of_deep_cluster():
+    z, prototypes = torch.zeros(5, 7), torch.zeros(2, 4, 7)
+    with pytest.raises(ShapeError, match=r"labels \(5, 2\)"):
+        prototype_cross_entropy(z, prototypes, torch.zeros(5, 2, dtype=torch.long), temperature=0.1)
+    with pytest.raises(ShapeError, match=r"prototypes \(2, 4, 6\)"):
+        prototype_cross_entropy(z, prototypes[..., :6], torch.zeros(2, 5, dtype=torch.long), temperature=0.1)
+    with pytest.raises(RecipeError, match="temperature=0"):
+        prototype_cross_entropy(z, prototypes, torch.zeros(2, 5, dtype=torch.long), temperature=0)

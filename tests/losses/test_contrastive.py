@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attar.errors import RecipeError, ShapeError
-from attar.losses import info_nce, nt_xent
+from attar.losses import bilinear_nce, info_nce, nt_xent
 
 
 @pytest.mark.parametrize("b, expected", [(4, 1.945910), (256, 6.236370)])
@@ -95,3 +95,16 @@ def test_refusals_name_the_shapes_and_the_values():
         nt_xent(a, a, temperature=0)
     with pytest.raises(RecipeError, match="chunk_size=0"):
         nt_xent(a, a, temperature=1.0, chunk_size=0)
+
+
+def test_bilinear_nce_known_cases_and_refusals():
+    z, first = torch.eye(6, 7) * 3, torch.arange(4)
+    assert bilinear_nce(torch.zeros(4, 7), z, first).item() == pytest.approx(math.log(6), abs=1e-6)
+    found = bilinear_nce(torch.eye(4, 7), z, first)  # scale counts: no normalisation
+    assert found.item() == pytest.approx(math.log(1 + 5 * math.exp(-3)), abs=1e-6)
+    with pytest.raises(ShapeError, match=r"predictions \(4, 7\), targets \(6, 5\)"):
+        bilinear_nce(torch.zeros(4, 7), torch.zeros(6, 5), first)
+    with pytest.raises(ShapeError, match=r"positive \(3,\)"):
+        bilinear_nce(torch.zeros(4, 7), z, first[:3])
+    with pytest.raises(ShapeError, match="hold no negatives"):
+        bilinear_nce(torch.zeros(1, 7), z[:1], first[:1])

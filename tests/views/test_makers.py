@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from attar.errors import RecipeError
 from attar.views.augmentation import Augmentation, CentreView, RandomCropPad
 from attar.views.draws import Draws
-from attar.views.makers import MakeMultiCrop, MakeOneView, MakeRotated, MakeTwoViews
+from attar.views.makers import MakeMultiCrop, MakeOneView, MakePatchGrid, MakeRotated, MakeTwoViews
 
 
 def test_one_view_is_the_augmentation(make_batch, make_spec):
@@ -66,3 +68,48 @@ def test_mirroring_turns_90_into_270(make_batch, make_spec):
     mirrored = MakeRotated(RandomCropPad(make_spec(), pad=0, flip=1.0))(batch, Draws(0, batch.index)).images.chunk(4)
     for turns in range(4):
         assert torch.equal(plain[turns].flip(-1), mirrored[-turns % 4])
+
+
+def test_patches_lie_on_a_grid_and_neighbours_share_half(make_batch, make_spec):
+    batch = make_batch()
+    made = MakePatchGrid(CentreView(make_spec()), num_rows=7)(batch, Draws(0, batch.index))
+    images = CentreView(make_spec())(batch)
+    assert made.patches.shape == (6, 7, 7, 3, 8, 8)  # of 32 px
+    for i, j in ((0, 0), (2, 5), (6, 6)):
+        assert torch.equal(made.patches[:, i, j], images[:, :, 4 * i : 4 * i + 8, 4 * j : 4 * j + 8])
+    assert torch.equal(made.patches[:, 3, 3, :, 4:], made.patches[:, 4, 3, :, :4])
+    assert made.index is batch.index and made.pictures()["patches"].shape == (6, 3, 56, 56)
+    assert torch.equal(made.pictures()["patches"][:, :, 16:24, 40:48], made.patches[:, 2, 5])
+
+
+def test_a_part_of_each_patch_is_kept_in_the_middle_of_a_border(make_batch, make_spec):
+    batch = make_batch()
+    made = MakePatchGrid(CentreView(make_spec()), num_rows=5, kept=0.8)(batch, Draws(0, batch.index))
+    images = CentreView(make_spec())(batch)
+    patches = made.patches  # stride 5, patches of 10, one pixel left over on each side, 8 of 10 kept
+    assert patches.shape == (6, 5, 5, 3, 10, 10)
+    edge = torch.ones(10, 10, dtype=torch.bool)
+    edge[1:9, 1:9] = False
+    assert (patches[..., edge] == 0).all()
+    shifts = set()
+    for b in range(6):
+        for i in range(5):
+            for j in range(5):
+                inner = patches[b, i, j, :, 1:9, 1:9]
+                found = [
+                    (dy, dx)
+                    for dy in range(3)
+                    for dx in range(3)
+                    if torch.equal(
+                        inner, images[b, :, 1 + 5 * i + dy : 9 + 5 * i + dy, 1 + 5 * j + dx : 9 + 5 * j + dx]
+                    )
+                ]
+                assert found, "a part of the patch at this place"
+                shifts.update(found)
+    assert len(shifts) == 9
+
+
+def test_patches_that_do_not_fit_are_refused(make_batch, make_spec):
+    batch = make_batch()
+    with pytest.raises(RecipeError, match="num_rows=32 patches do not fit into a view of 32 pixels; use 31 or less"):
+        MakePatchGrid(CentreView(make_spec()), num_rows=32)(batch, Draws(0, batch.index))

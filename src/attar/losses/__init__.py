@@ -1,15 +1,16 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
-from attar.losses.clustering import dino, sinkhorn
-from attar.losses.contrastive import info_nce, nt_xent
+from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
+from attar.losses.contrastive import bilinear_nce, info_nce, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
-from attar.losses.gather import first_own_row, gather_rows
+from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.koleo import koleo
 from attar.losses.masked import masked_distillation, masked_l1, masked_mse, masked_smooth_l1, normalise_patches
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
     "anchor_similarities",
+    "bilinear_nce",
     "byol_regression",
     "dino",
     "first_own_row",
@@ -24,7 +25,10 @@ __all__ = [
     "negative_cosine",
     "normalise_patches",
     "nt_xent",
+    "own_share",
+    "prototype_cross_entropy",
     "similarity_distillation",
     "sinkhorn",
     "soft_cross_entropy",
+    "swapped_prediction",
 ]

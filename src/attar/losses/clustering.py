@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attar.errors import ShapeError
@@ -42,17 +43,13 @@ def dino(
 
     Source: Caron et al. 2021, arXiv:2104.14294, eq. 3 and algorithm 1.
     """
-    _check_views(student_scores, teacher_scores, centre)
+    _check_views("dino", student_scores, teacher_scores, ("student", "teacher"))
+    if centre.numel() != teacher_scores[0].shape[1]:
+        raise ShapeError(f"dino: centre has shape {tuple(centre.shape)}, the scores {tuple(teacher_scores[0].shape)}.")
     check_positive("dino", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     targets = [torch.softmax((g - centre).detach() / teacher_temperature, dim=1) for g in teacher_scores]
     log_predictions = [torch.log_softmax(s / student_temperature, dim=1) for s in student_scores]
-    terms = [
-        -(target * log_prediction).sum(dim=1).mean()
-        for g, target in enumerate(targets)
-        for v, log_prediction in enumerate(log_predictions)
-        if v != g  # the same view on both sides would teach nothing about invariance
-    ]
-    return torch.stack(terms).mean()
+    return _across_views(targets, log_predictions)
 
 
 @torch.no_grad()
@@ -90,14 +87,82 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     return log_q.exp()
 
 
-def _check_views(student_scores: Sequence[Tensor], teacher_scores: Sequence[Tensor], centre: Tensor) -> None:
-    if len(student_scores) < 2 or not 1 <= len(teacher_scores) <= len(student_scores):
+@full_precision
+def swapped_prediction(scores: Sequence[Tensor], assignments: Sequence[Tensor], *, temperature: float) -> Tensor:
+    """SwAV: every view must predict the assignment of another view of its image.
+
+    loss = 1/A sum_a 1/(V - 1) sum_{v != a} mean_b  - sum_k Q_a,bk log P_v,bk,   P_v = softmax(scores_v / temperature)
+
+    Args:
+        scores: V >= 2 tensors (B, K); the first A of them from the views that were assigned, in the same order.
+        assignments: A tensors (B, K), rows sum to 1 (see `sinkhorn`), detached here. 1 <= A <= V.
+        temperature: > 0. Paper: 0.1.
+
+    Returns:
+        Scalar, mean over rows and pairs, in nats; at least the mean entropy of the assignments. Equal scores: log K.
+
+    Raises:
+        ShapeError: unequal shapes, fewer than two views, or fewer views than assignments.
+        RecipeError: if temperature <= 0.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1, 2 and 6.
+    """
+    _check_views("swapped_prediction", scores, assignments, ("predicting", "assigned"))
+    check_positive("swapped_prediction", temperature=temperature)
+    targets = [assignment.detach() for assignment in assignments]
+    return _across_views(targets, [torch.log_softmax(s / temperature, dim=1) for s in scores])
+
+
+@full_precision
+def prototype_cross_entropy(embeddings: Tensor, prototypes: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """DeepCluster v2: an embedding must name its cluster among fixed prototypes, in each of several clusterings.
+
+    loss = mean_h mean_b  -log softmax_k( <z_b, c_hk> / temperature )_{y_hb},   cosine similarities
+
+    Args:
+        embeddings: (B, E), any scale (normalised here). prototypes: (H, K, E), any scale, detached here.
+        labels: (H, B), the cluster of each row in each clustering, 0 .. K - 1.
+        temperature: > 0. Paper: 0.1.
+
+    Returns:
+        Scalar, mean over clusterings and rows, in nats. Equal prototypes give log K.
+
+    Raises:
+        ShapeError: if the shapes do not fit. RecipeError: if temperature <= 0.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, appendix on DeepCluster-v2.
+    """
+    check_positive("prototype_cross_entropy", temperature=temperature)
+    fits = embeddings.ndim == 2 and prototypes.ndim == 3 and embeddings.shape[1] == prototypes.shape[2]
+    if not fits or labels.shape != (len(prototypes), len(embeddings)) or labels.numel() == 0:
         raise ShapeError(
-            f"dino: {len(student_scores)} student and {len(teacher_scores)} teacher views were given; at least two "
-            f"student views are needed, the first of them the teacher's."
+            f"prototype_cross_entropy: embeddings {tuple(embeddings.shape)}, prototypes {tuple(prototypes.shape)} and "
+            f"labels {tuple(labels.shape)} do not fit; they must be (B, E), (H, K, E) and (H, B)."
         )
-    shapes = {tuple(scores.shape) for scores in [*student_scores, *teacher_scores]}
+    z, c = F.normalize(embeddings, dim=1), F.normalize(prototypes.detach(), dim=2)
+    return torch.stack([F.cross_entropy(z @ own.T / temperature, y) for own, y in zip(c, labels)]).mean()
+
+
+def _across_views(targets: Sequence[Tensor], log_predictions: Sequence[Tensor]) -> Tensor:
+    """Mean cross-entropy over pairs of a target g and the prediction of another view v."""
+    terms = [
+        -(target * log_prediction).sum(dim=1).mean()
+        for g, target in enumerate(targets)
+        for v, log_prediction in enumerate(log_predictions)
+        if v != g  # the same view on both sides would teach nothing about invariance
+    ]
+    return torch.stack(terms).mean()
+
+
+def _check_views(where: str, predicting: Sequence[Tensor], targets: Sequence[Tensor], names: tuple[str, str]) -> None:
+    """V >= 2 predicting views, the first of them the 1 <= G <= V target views; all (B, K) and equal."""
+    if len(predicting) < 2 or not 1 <= len(targets) <= len(predicting):
+        raise ShapeError(
+            f"{where}: {len(predicting)} {names[0]} and {len(targets)} {names[1]} views were given; at least two "
+            f"{names[0]} views are needed, the first of them the {names[1]} views."
+        )
+    shapes = {tuple(rows.shape) for rows in [*predicting, *targets]}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise ShapeError(f"dino: scores have the shapes {sorted(shapes)}; all views must be (B, K) and equal.")
-    if centre.numel() != teacher_scores[0].shape[1]:
-        raise ShapeError(f"dino: centre has shape {tuple(centre.shape)}, the scores {tuple(teacher_scores[0].shape)}.")
+        raise ShapeError(
+            f"{where}: {names[0]} and {names[1]} views have the shapes {sorted(shapes)}; all must be equal (B, K)."
+        )

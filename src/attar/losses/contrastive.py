@@ -88,6 +88,39 @@ def info_nce(
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
+@full_precision
+def bilinear_nce(predictions: Tensor, targets: Tensor, positive: Tensor, *, chunk_size: int | None = None) -> Tensor:
+    """InfoNCE of CPC: a prediction must find the embedding it is meant for among all others, by plain dot products.
+
+    loss = mean_i  -log( exp(p_i . z_{y_i}) / sum_j exp(p_i . z_j) );  no normalisation, no temperature.
+
+    Args:
+        predictions: (N, E), W c. targets: (M, E), the embeddings z, with gradient. Across processes, pass local rows;
+            targets are gathered, with gradient.
+        positive: (N,), y: which of the local targets each prediction is meant for. Targets may be meant by many
+            predictions or by none; those are negatives only.
+        chunk_size: as in `nt_xent`.
+
+    Returns:
+        Scalar, mean over the (local) predictions, in nats. Predictions of zero give log M.
+
+    Raises:
+        ShapeError: if the shapes do not fit, or there is no negative. RecipeError: if chunk_size <= 0.
+
+    Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 3 and 4.
+    """
+    fits = predictions.ndim == 2 and targets.ndim == 2 and predictions.shape[1] == targets.shape[1]
+    if not fits or positive.shape != predictions.shape[:1] or len(predictions) == 0:
+        raise ShapeError(
+            f"bilinear_nce: predictions {tuple(predictions.shape)}, targets {tuple(targets.shape)} and positive "
+            f"{tuple(positive.shape)} do not fit; they must be (N, E), (M, E) and (N,), with N >= 1."
+        )
+    candidates = gather_rows(targets)
+    if len(candidates) < 2:
+        raise ShapeError(f"bilinear_nce: targets of shape {tuple(targets.shape)} hold no negatives; pass at least 2.")
+    return _softmax_loss(predictions, candidates, first_own_row(len(targets)) + positive, 1.0, chunk_size=chunk_size)
+
+
 def _softmax_loss(
     anchors: Tensor,
     candidates: Tensor,
@@ -97,7 +130,7 @@ def _softmax_loss(
     excluded: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of finding candidate positive[i] for anchor i, without candidate excluded[i]. Rows are unit.
+    """Mean cross-entropy of finding candidate positive[i] for anchor i, without candidate excluded[i].
 
     Blocks of anchors are recomputed in the backward pass, so no more than one block of logits ever exists.
     """

@@ -41,6 +41,11 @@ def first_own_row(num_rows: int) -> int:
     return dist.get_rank() * num_rows if _world_size() > 1 else 0
 
 
+def own_share(x: Tensor) -> Tensor:
+    """Every world_size-th of the rows that all processes hold alike; together the shares are x. (N, ...)."""
+    return x[first_own_row(1) :: _world_size()]
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

@@ -33,8 +33,10 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
+        Entry("cpc", "contrastive", "van den Oord et al. 2018, arXiv:1807.03748", 2018),
         Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
+        Entry("moco_v3", "contrastive", "Chen et al. 2021, arXiv:2104.02057", 2021),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
         Entry("mae", "masked", "He et al. 2022, arXiv:2111.06377", 2022),
@@ -42,6 +44,8 @@ CATALOGUE: dict[str, Entry] = {
         Entry("ibot", "masked", "Zhou et al. 2022, arXiv:2111.07832", 2022),
         Entry("dinov2", "masked", "Oquab et al. 2023, arXiv:2304.07193", 2023),
         Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
+        Entry("deep_cluster", "clustering", "Caron et al. 2020, arXiv:2006.09882", 2020),
+        Entry("swav", "clustering", "Caron et al. 2020, arXiv:2006.09882; Goyal et al. 2021, arXiv:2103.01988", 2020),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )

@@ -82,6 +82,19 @@ class Rotated:
 
 
 @dataclass
+class PatchGrid:
+    """patches: (B, G, G, C, h, w), normalised: row and column of the grid, then the patch at that place."""
+
+    patches: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        tiled = self.patches.permute(0, 3, 1, 4, 2, 5)  # (B, C, G, h, G, w)
+        return {"patches": tiled.flatten(4, 5).flatten(2, 3)}
+
+
+@dataclass
 class MaskedView:
     """images: (B, C, H, W), whole. mask: bool (B, N), True where a patch is hidden; N patches in reading order."""
 

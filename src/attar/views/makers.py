@@ -1,4 +1,4 @@
-"""From augmentations to typed batches: one view, two views, multi-crop, rotations."""
+"""From augmentations to typed batches: one view, two views, multi-crop, rotations, patches."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attar.data.images import CanvasBatch
-from attar.views.batches import MultiCrop, OneView, Rotated, TwoViews
+from attar.errors import RecipeError
+from attar.views.batches import MultiCrop, OneView, PatchGrid, Rotated, TwoViews
 from attar.views.draws import Draws
 
 View = Callable[[CanvasBatch, Draws], Tensor]  # Augmentation, RandomCropPad, CentreView
@@ -67,3 +69,37 @@ class MakeRotated:
         turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
         pretext_targets = torch.arange(4, device=images.device).repeat_interleave(len(images))
         return Rotated(turned, pretext_targets, batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakePatchGrid:
+    """One view of each image, cut into G x G square patches; neighbours share half of their pixels.
+
+    The patches are as large as fits: their side is twice the view's over G + 1, rounded down to an even number.
+    kept: side of the part of a patch that remains, as a share; which part is drawn for each patch, and it comes to
+    the middle of a border of zeros, the mean colour. So the seams of neighbours do not continue each other exactly.
+    """
+
+    view: View
+    _: KW_ONLY
+    num_rows: int
+    kept: float = 1.0
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> PatchGrid:
+        images = self.view(batch, draws)
+        G, size = self.num_rows, images.shape[-1]
+        stride = size // (G + 1)
+        if stride < 1:
+            raise RecipeError(f"num_rows={G} patches do not fit into a view of {size} pixels; use {size - 1} or less.")
+        side = max(round(self.kept * 2 * stride), 1)
+        border = 2 * stride - side
+        shift = draws.integers(border + 1, shape=(2, G, G))  # (B, 2, G, G)
+        corner = (size - stride * (G + 1)) // 2 + stride * torch.arange(G, device=images.device)
+        pixel = torch.arange(side, device=images.device)
+        rows = (shift[:, 0] + corner[:, None])[..., None] + pixel  # (B, G, G, side)
+        columns = (shift[:, 1] + corner)[..., None] + pixel
+        sample = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1, 1)
+        cut = images[sample, :, rows[..., :, None], columns[..., None, :]]  # (B, G, G, side, side, C)
+        before, after = border // 2, border - border // 2
+        patches = F.pad(cut.permute(0, 1, 2, 5, 3, 4), (before, after, before, after))
+        return PatchGrid(patches, batch.index, batch.labels)

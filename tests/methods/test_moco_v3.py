@@ -1,0 +1,97 @@
+"""MoCo v3: the factor 2t, both directions, no gradient to keys, cosine momentum, the frozen patch projection."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attar.methods.contrastive.moco_v3 import METHOD, RECIPES, views
+from attar.methods.momentum import cosine_to_one
+from attar.models.backbones import build_backbone
+
+
+def test_the_loss_is_two_t_times_both_directions_over_the_keys_of_the_batch(bench):
+    bench = bench("moco_v3", temperature=0.3)
+    method = bench.method.eval()  # batch statistics would depend on the order of passes
+    with torch.no_grad():
+        for own in method.teacher.parameters():
+            own.add_(0.1 * torch.randn_like(own))  # keys that differ from the student's embeddings
+    batch = bench.batch(0)
+    output = method.step(batch, bench.progress(0))
+    views = (batch.view1, batch.view2)
+    q = [F.normalize(method.predictor(method.projector(method.backbone(view))), dim=1) for view in views]
+    k = [F.normalize(method.teacher(view), dim=1) for view in views]
+    expected = torch.zeros(())
+    for a, b in ((0, 1), (1, 0)):
+        for i in range(6):
+            logits = [(q[a][i] @ k[b][j]) / 0.3 for j in range(6)]  # own view's keys are no negatives
+            expected = expected - 2 * 0.3 / 6 * (logits[i] - torch.stack(logits).logsumexp(0))
+    torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+    assert output.metrics["view_1_to_2"] != output.metrics["view_2_to_1"]
+
+
+def test_equal_embeddings_give_four_t_log_b(bench):
+    bench = bench("moco_v3", temperature=0.3)
+    bench.method.predictor.register_forward_hook(lambda m, i, output: torch.ones_like(output))
+    bench.method.teacher.register_forward_hook(lambda m, i, output: torch.ones_like(output))
+    loss = bench.method.step(bench.batch(0), bench.progress(0)).loss
+    assert loss.item() == pytest.approx(4 * 0.3 * math.log(6), abs=1e-5)
+
+
+def test_the_teacher_follows_backbone_and_projector_by_a_cosine_but_not_the_predictor(bench):
+    bench = bench("moco_v3", momentum=0.9)
+    bench.backward(0)
+    bench.optimiser.step()
+    old = [p.clone() for p in bench.method.teacher.parameters()]
+    assert len(old) == len(list(bench.method.encoder.parameters()))
+    bench.method.after_step(bench.progress(4))  # half of 8 steps
+    m = cosine_to_one(0.9, bench.progress(4))
+    assert m == pytest.approx(0.95)
+    for t, o, s in zip(bench.method.teacher.parameters(), old, bench.method.encoder.parameters()):
+        torch.testing.assert_close(t, m * o + (1 - m) * s)
+
+
+def test_heads_are_the_papers_for_vit_and_resnet(bench):
+    names = lambda module: [type(layer).__name__ for layer in module]  # noqa: E731
+    block = ["Linear", "BatchNorm1d", "ReLU"]
+    vit, convnet = bench("moco_v3", "vit").method, bench("moco_v3", "convnet").method
+    assert names(vit.projector) == 2 * block + ["Linear", "BatchNorm1d"] and not vit.projector[-1].affine
+    assert names(vit.predictor) == block + ["Linear", "BatchNorm1d"] and not vit.predictor[-1].affine
+    assert names(convnet.projector) == block + ["Linear", "BatchNorm1d"]
+    assert names(convnet.predictor) == block + ["Linear"]
+    for method in (vit, convnet):
+        for layer in (*method.projector, *method.predictor):
+            assert not isinstance(layer, torch.nn.Linear) or layer.bias is None
+
+
+def test_a_vits_patch_projection_keeps_its_random_weights_and_everything_else_learns(bench):
+    built = bench("moco_v3", "vit")
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny_patch16_224", image_size=32)
+    built.method = METHOD(built.method.recipe, backbone, built.setup).train()
+    built.__post_init__()  # an optimiser for the new method
+    names = [n for n, p in backbone.named_parameters() if not p.requires_grad]
+    assert names == ["network.patch_embed.proj.weight", "network.patch_embed.proj.bias"]
+    before = {n: p.clone() for n, p in backbone.named_parameters()}
+    built.train(range(2))
+    for name, parameter in backbone.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name in names), name
+    teacher = built.method.teacher.module[0].network.patch_embed.proj.weight
+    assert torch.equal(teacher, before[names[0]])
+
+
+def test_a_convnet_is_trained_whole(bench):
+    assert all(p.requires_grad for p in bench("moco_v3").method.backbone.parameters())
+
+
+def test_recipes_are_the_papers(bench):
+    vit, convnet = RECIPES["vit"], RECIPES["convnet"]
+    assert next(iter(RECIPES)) == "vit" and vit.peak_lr == pytest.approx(2.4e-3) and vit.weight_decay == 0.1
+    assert vit.temperature == 0.2 and vit.momentum == 0.99 and vit.warmup_fraction == pytest.approx(40 / 300)
+    assert convnet.peak_lr == pytest.approx(4.8) and convnet.temperature == 1 and convnet.crop_scale == (0.2, 1.0)
+    maker = views(vit, bench("moco_v3").setup.image)
+    assert (maker.first.blur, maker.first.solarise) == (1.0, 0.0)
+    assert (maker.second.blur, maker.second.solarise) == (0.1, 0.2)
