@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import ShapeError
-from attar.losses import gather_rows, info_nce, nt_xent
+from attar.losses import gather_rows, info_nce, inva_spread, nce_partition, nt_xent
 
 B, E = 6, 7  # of the joined batch
+UNIT = torch.eye(E, dtype=torch.float64)
 
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nt_xent": lambda a, b: nt_xent(a, b, temperature=0.3),
@@ -24,6 +25,8 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "info_nce": lambda a, b: info_nce(a, b, temperature=0.3),
     "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
     "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
+    "inva_spread": lambda a, b: inva_spread(a, b, temperature=0.3),
+    "nce_partition": lambda a, b: (a * b).mean() * nce_partition(a, b, UNIT, temperature=0.3, num_images=40),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }
