@@ -178,7 +178,7 @@ def _softmax_loss(
     excluded: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of finding candidate positive[i] for anchor i, candidate excluded[i] left out; rows are unit."""
+    """Mean cross-entropy of finding candidate positive[i] for anchor i, without candidate excluded[i]. Unit rows."""
 
     def block_sum(block: slice) -> Tensor:
         logits = anchors[block] @ candidates.T / temperature

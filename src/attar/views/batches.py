@@ -78,3 +78,16 @@ class Rotated:
 
     def pictures(self) -> dict[str, Tensor]:
         return {f"{90 * r}°": v for r, v in enumerate(self.images.chunk(4))}
+
+
+@dataclass
+class ImageAndPatches:
+    """images: (B, C, H, W); patches: (B, P, C, h, w), small cuts from a crop of the same image, in random order."""
+
+    images: Tensor
+    patches: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"image": self.images} | {f"patch {i + 1}": p for i, p in enumerate(self.patches.unbind(1))}
