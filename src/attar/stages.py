@@ -292,7 +292,7 @@ def _prepare(request: _Request, world: Any, saved: dict[str, Any] | None) -> _Pr
 
     torch.manual_seed(request.seed)  # initial weights
     backbone = build_backbone(
-        request.backbone,
+        module.METHOD.backbone_name(request.backbone),
         channels=image.channels,
         image_size=image.size,
         stem=request.stem,

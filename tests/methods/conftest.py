@@ -98,11 +98,11 @@ class Bench:
         return losses
 
 
-def tiny_backbone(seed: int = 0) -> Any:
+def tiny_backbone(seed: int = 0, name: str = "resnet8x0.5") -> Any:
     from attar.models.backbones import build_backbone
 
     torch.manual_seed(seed)
-    return build_backbone("resnet8x0.5", channels=3, image_size=SIZE)
+    return build_backbone(name, channels=3, image_size=SIZE)
 
 
 def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
@@ -117,7 +117,7 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
         from attar.models.teachers import FrozenTeacher
 
         setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE)
-    backbone = tiny_backbone()
+    backbone = tiny_backbone(name=module.METHOD.backbone_name("resnet8x0.5"))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, module.views(resolved, IMAGE), setup.images, setup)
 
@@ -130,5 +130,5 @@ def bench():
 
 @pytest.fixture
 def backbone():
-    """tiny_backbone(seed=0)."""
+    """tiny_backbone(seed=0, name="resnet8x0.5")."""
     return tiny_backbone

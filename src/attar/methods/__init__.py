@@ -31,6 +31,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
         Entry("inst_disc", "contrastive", "Wu et al. 2018, arXiv:1805.01978", 2018),
         Entry("inva_spread", "contrastive", "Ye et al. 2019, arXiv:1904.03436", 2019),
+        Entry("cmc", "contrastive", "Tian et al. 2020, arXiv:1906.05849", 2020),
         Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
         Entry("pirl", "contrastive", "Misra and van der Maaten 2019, arXiv:1912.01991", 2019),
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),

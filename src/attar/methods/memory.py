@@ -33,8 +33,8 @@ class MemoryRecipe(Recipe):
     projector_dim: int = 128  # in all three
 
 
-def new_bank(recipe: MemoryRecipe, setup: Setup, method: str) -> MemoryBank:
-    """The bank of a method that compares with it by `discriminate`.
+def new_banks(recipe: MemoryRecipe, setup: Setup, method: str, num: int = 1) -> list[MemoryBank]:
+    """The banks of a method that compares with them by `discriminate`; each starts with random rows of its own.
 
     Raises:
         RecipeError: for settings that do not go together.
@@ -51,14 +51,17 @@ def new_bank(recipe: MemoryRecipe, setup: Setup, method: str) -> MemoryBank:
             method,
             num_images,
         )
-    return MemoryBank(setup.images.index, recipe.projector_dim, momentum=recipe.bank_momentum, seed=setup.seed)
+    return [
+        MemoryBank(setup.images.index, recipe.projector_dim, momentum=recipe.bank_momentum, seed=setup.seed + i)
+        for i in range(num)
+    ]
 
 
 def discriminate(bank: MemoryBank, embeddings: Tensor, index: Tensor, recipe: MemoryRecipe, step: int) -> Tensor:
     """Loss of recognising, for each embedding (B, E), the bank's row of its image.
 
-    The drawn rows are the same for the whole batch and for both calls of a step. The first call of NCE estimates Z on
-    its batch; the bank keeps it, so that all steps, and a resumed run, have the same. Nothing else moves.
+    The drawn rows of a step are the same for the whole batch and for all calls with this bank. The first call of NCE
+    estimates Z on its batch; the bank keeps it, so that all steps, and a resumed run, have the same. Nothing else moves.
     """
     temperature = recipe.temperature
     if recipe.num_negatives is None:

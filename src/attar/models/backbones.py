@@ -1,6 +1,7 @@
 """Backbone: one face for every network that is kept after training, and building one by name.
 
-Own small nets live in small_nets.py, handcrafted features (hog, pixels) in handcrafted.py, everything else is timm's.
+Own small nets live in small_nets.py, handcrafted features (hog, pixels) in handcrafted.py, everything else is timm's;
+lab_NAME is two of NAME, one for lightness and one for colour (lab.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import handcrafted, small_nets
+from attar.models import handcrafted, lab, small_nets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def build_backbone(
     """Build a network without a classifier; initial weights come from torch's global generator.
 
     Args:
-        name: an own net (small_nets.py), "hog", "pixels", or any name of timm.
+        name: an own net (small_nets.py), "hog", "pixels", any name of timm, or one of these behind "lab_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -121,6 +122,8 @@ def build_backbone(
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
+    if name.startswith(lab.PREFIX):
+        return _build_lab(spec, pretrained)
     network = small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
         network = _build_timm(spec, pretrained)
@@ -134,6 +137,23 @@ def build_backbone(
                 raise BackboneError(f"{name} takes no {option}: it would be ignored. Leave it out.")
     features = _probe(network, spec)
     return Backbone(network, spec, features.shape[1])
+
+
+def _build_lab(spec: BackboneSpec, pretrained: bool) -> Backbone:
+    if spec.channels != 3:
+        raise BackboneError(f"{spec.name} splits colour images; these have {spec.channels} channels, and 3 are needed.")
+    light, colour = (
+        build_backbone(
+            spec.name.removeprefix(lab.PREFIX),
+            channels=channels,
+            image_size=spec.image_size,
+            stem=spec.stem,
+            pretrained=pretrained,
+            drop_path=spec.drop_path,
+        )
+        for channels in (1, 2)
+    )
+    return Backbone(lab.LabHalves(light, colour), spec, light.num_features + colour.num_features)
 
 
 def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:

@@ -43,7 +43,7 @@ from torch import Tensor
 from attar.data.images import ImageSpec
 from attar.losses import byol_regression, gather_rows
 from attar.methods.base import Method, Progress, Setup, StepOutput
-from attar.methods.memory import MemoryRecipe, discriminate, new_bank
+from attar.methods.memory import MemoryRecipe, discriminate, new_banks
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -143,7 +143,7 @@ class InstDisc(Method):
         super().__init__(recipe)
         self.backbone = backbone
         self.projector = MLP([backbone.num_features, recipe.projector_dim])
-        self.bank = new_bank(recipe, setup, "inst_disc")
+        (self.bank,) = new_banks(recipe, setup, "inst_disc")
         self._seen: list[tuple[Tensor, Tensor]] = []  # ids and embeddings of this step; they enter the bank after it
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:

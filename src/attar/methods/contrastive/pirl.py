@@ -35,7 +35,7 @@ from torch import Tensor
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows
 from attar.methods.base import Method, Progress, Setup, StepOutput
-from attar.methods.memory import MemoryRecipe, discriminate, new_bank
+from attar.methods.memory import MemoryRecipe, discriminate, new_banks
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -117,7 +117,7 @@ class PIRL(Method):
         self.projector = MLP([backbone.num_features, width])  # f
         self.patch_projector = MLP([backbone.num_features, width])  # g, of each patch
         self.patches_projector = MLP([NUM_PATCHES * width, width])  # g, of the nine joined
-        self.bank = new_bank(recipe, setup, "pirl")
+        (self.bank,) = new_banks(recipe, setup, "pirl")
         self._seen: list[tuple[Tensor, Tensor]] = []  # ids and embeddings of this step; they enter the bank after it
 
     def step(self, batch: ImageAndPatches, progress: Progress) -> StepOutput:
