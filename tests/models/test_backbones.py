@@ -146,3 +146,18 @@ def test_a_lab_network_keeps_the_normalisation_with_its_weights():
     again = build_backbone("lab_resnet8x0.5", image_size=16).eval()
     again.load_state_dict(backbone.state_dict())
     assert torch.equal(again.network.mean, mean)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn_16_1", "nin4", "resnet18", "mobilenetv3_small_100", "convnext_atto", "efficientnet_b0"]
+)
+def test_features_and_their_map_come_from_one_pass(name):
+    backbone, images = build_backbone(name, image_size=64).eval(), torch.randn(2, 3, 64, 64)
+    features, feature_map = backbone.features_and_map(images)
+    assert torch.equal(features, backbone(images))
+    assert feature_map.ndim == 4 and feature_map.shape[-1] >= 2
+
+
+def test_handcrafted_features_have_no_map():
+    with pytest.raises(BackboneError, match="hog shows no map"):
+        build_backbone("hog", image_size=32).features_and_map(torch.randn(2, 3, 32, 32))

@@ -35,6 +35,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
         Entry("pirl", "contrastive", "Misra and van der Maaten 2019, arXiv:1912.01991", 2019),
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
+        Entry("densecl", "contrastive", "Wang et al. 2021, arXiv:2011.09157", 2021),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),

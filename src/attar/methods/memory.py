@@ -61,7 +61,7 @@ def discriminate(bank: MemoryBank, embeddings: Tensor, index: Tensor, recipe: Me
     """Loss of recognising, for each embedding (B, E), the bank's row of its image.
 
     The drawn rows of a step are the same for the whole batch and for all calls with this bank. The first call of NCE
-    estimates Z on its batch; the bank keeps it, so that all steps, and a resumed run, have the same. Nothing else moves.
+    estimates Z on its batch; the bank keeps it, so that all steps, and a resumed run, have the same. No row moves.
     """
     temperature = recipe.temperature
     if recipe.num_negatives is None:

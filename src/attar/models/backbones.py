@@ -60,6 +60,18 @@ class Backbone(nn.Module):
         own: Callable[[Tensor], dict[str, Tensor]] | None = getattr(self.network, "stages_of", None)
         return own(images) if own is not None else _timm_stages(self.network, images)
 
+    def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and what they are pooled from, in one pass: (B, D', H', W'), or tokens (B, N, D').
+
+        Raises:
+            BackboneError: for a network that pools no map.
+        """
+        network: Any = self.network
+        if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
+            raise BackboneError(f"{self.spec.name} shows no map that its features are pooled from; take a convnet.")
+        feature_map = network.forward_features(images)
+        return network.forward_head(feature_map), feature_map
+
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's names (own nets: under their own)."""
         return self.network.state_dict()
