@@ -234,6 +234,13 @@ class _Plan:
     precision: str
 
     @property
+    def backbone_name(self) -> str:
+        """The network to build: what was asked for, or what the method makes of it."""
+        from attar.methods.base import load
+
+        return load(self.request.method).METHOD.backbone_name(self.request.backbone)
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """Everything that runs, as written to recipe.yaml."""
         import torch
@@ -264,7 +271,7 @@ class _Plan:
     @property
     def _settings(self) -> dict[str, Any]:
         request = self.request
-        spec = {"name": request.backbone, "channels": self.image.channels, "image_size": self.image.size}
+        spec = {"name": self.backbone_name, "channels": self.image.channels, "image_size": self.image.size}
         return {
             "kind": "distill" if request.teacher is not None else "pretrain",
             "method": request.method,
@@ -416,7 +423,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
     module = load(request.method)
     torch.manual_seed(request.seed)  # initial weights
     backbone = build_backbone(
-        request.backbone,
+        plan.backbone_name,
         channels=plan.image.channels,
         image_size=plan.image.size,
         stem=request.stem,
@@ -495,7 +502,7 @@ def _say(plan: _Plan, job: Job) -> None:
         "%s (recipe %s) trains %s, %.2f M parameters, on %d images of %d px for %d epochs of %d steps; %s, %s.",
         plan.request.method,
         plan.recipe_name,
-        plan.request.backbone,
+        plan.backbone_name,
         parameters,
         len(job.images),
         job.image.size,

@@ -18,7 +18,9 @@ from attar.losses import (
     bilinear_nce,
     gather_rows,
     info_nce,
+    inva_spread,
     koleo,
+    nce_partition,
     nt_xent,
     own_share,
     sinkhorn,
@@ -26,6 +28,7 @@ from attar.losses import (
 )
 
 B, E = 6, 7  # of the joined batch
+UNIT = torch.eye(E, dtype=torch.float64)
 
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nt_xent": lambda a, b: nt_xent(a, b, temperature=0.3),
@@ -37,6 +40,8 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bilinear_nce": lambda a, b: bilinear_nce(a, b, torch.arange(len(a))),
     # assignments are balanced over all rows, and over a queue that all processes hold, cut between them
     "sinkhorn": lambda a, b: swapped_prediction([a, b], [balanced(a), balanced(b)], temperature=0.5),
+    "inva_spread": lambda a, b: inva_spread(a, b, temperature=0.3),
+    "nce_partition": lambda a, b: (a * b).mean() * nce_partition(a, b, UNIT, temperature=0.3, num_images=40),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }

@@ -143,3 +143,35 @@ def koleo(x: Tensor) -> Tensor:
         distances = [((unit[i] - unit[j] + 1e-8) ** 2).sum().sqrt() + 1e-8 for j in range(len(x)) if j != i]
         loss = loss - min(distances).log() / len(x)
     return loss
+
+
+def instance_softmax(v: Tensor, bank: Tensor, positions: list[int], t: float) -> Tensor:
+    loss = torch.zeros((), dtype=v.dtype)
+    for i in range(len(v)):
+        loss = loss - softmax([cosine(v[i], row) / t for row in bank])[positions[i]].log()
+    return loss / len(v)
+
+
+def inva_spread(z1: Tensor, z2: Tensor, t: float) -> Tensor:
+    """The second factor of every similarity is a constant."""
+    views, constant = [*z1, *z2], [*z1.detach(), *z2.detach()]
+    b = len(z1)
+    loss = torch.zeros((), dtype=z1.dtype)
+    for i in range(2 * b):
+        partner = i + b if i < b else i - b
+        others = [j for j in range(2 * b) if j != i]
+        for j, p in zip(others, softmax([cosine(views[i], constant[j]) / t for j in others])):
+            loss = loss - (p if j == partner else 1 - p).log()
+    return loss / (2 * b)
+
+
+def nce(v: Tensor, own: Tensor, drawn: Tensor, t: float, n: int, z: float) -> Tensor:
+    loss = torch.zeros((), dtype=v.dtype)
+    noise = len(drawn) / n
+    probability = lambda a, b: (cosine(a, b) / t).exp() / z  # noqa: E731
+    for i in range(len(v)):
+        p = probability(v[i], own[i])
+        loss = loss - (p / (p + noise)).log()
+        for row in drawn:
+            loss = loss - (noise / (probability(v[i], row) + noise)).log()
+    return loss / len(v)

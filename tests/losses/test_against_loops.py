@@ -24,6 +24,7 @@ def rows(n: int = B, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 TWO = dict(a=rows(seed=1), b=rows(seed=2, scale=3.0))
+POSITIONS = [3, 0, 10, 3, 7]  # of B rows among Q
 CENTRE = rows(1, seed=9)
 # Three images of four patches: two masked, none, one.
 MASK = torch.tensor([[True, False, True, False], [False] * 4, [False, False, False, True]])
@@ -76,6 +77,32 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         )
         for size in (None, 2)
     },
+    "info_nce with a queue, in blocks of 2": (
+        TWO,
+        {"n": rows(Q, seed=3)},
+        lambda a, b, n: losses.info_nce(a, b, temperature=0.3, negatives=n, chunk_size=2),
+        lambda a, b, n: slow.info_nce(a, b, 0.3, n),
+    ),
+    "instance_softmax": (
+        {"a": TWO["a"]},
+        {"n": rows(Q, seed=3)},
+        lambda a, n: losses.instance_softmax(a, n, torch.tensor(POSITIONS), temperature=0.3),
+        lambda a, n: slow.instance_softmax(a, n, POSITIONS, 0.3),
+    ),
+    "inva_spread": (
+        TWO,
+        {},
+        lambda a, b: losses.inva_spread(a, b, temperature=0.3),
+        lambda a, b: slow.inva_spread(a, b, 0.3),
+    ),
+    "nce": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"], "n": rows(Q, seed=3)},
+        lambda a, b, n: losses.nce(
+            a, b, n, temperature=0.3, num_images=40, partition=torch.tensor(90.0, dtype=torch.float64)
+        ),
+        lambda a, b, n: slow.nce(a, b, n, 0.3, 40, 90.0),
+    ),
     "byol_regression": (
         {"a": TWO["a"]},
         {"b": TWO["b"]},
@@ -182,7 +209,11 @@ def test_half_precision_is_computed_in_float32(name):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in CASES if any(k in n for k in ("nt_xent", "info_nce", "similarity", "prototype", "koleo"))],
+    [
+        n
+        for n in CASES
+        if any(k in n for k in ("nt_xent", "info_nce", "cosine,", ", cosine", "similarity", "prototype", "koleo"))
+    ],
 )
 def test_a_cosine_loss_ignores_scale(name):
     """dL/dz is orthogonal to z, and scaling rows changes nothing."""

@@ -102,11 +102,11 @@ class Bench:
 BACKBONES = {"": "resnet8x0.5", "any": "vit_micro_p8", "class": "vit_micro_p8", "mean": "vit_micro_p8_gap"}
 
 
-def tiny_backbone(seed: int = 0, needs_tokens: str = "") -> Any:
+def tiny_backbone(seed: int = 0, name: str = "resnet8x0.5") -> Any:
     from attar.models.backbones import build_backbone
 
     torch.manual_seed(seed)
-    return build_backbone(BACKBONES[needs_tokens], channels=3, image_size=SIZE)
+    return build_backbone(name, channels=3, image_size=SIZE)
 
 
 def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
@@ -121,7 +121,7 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
         from attar.models.teachers import FrozenTeacher
 
         setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE)
-    backbone = tiny_backbone(needs_tokens=module.METHOD.needs_tokens)
+    backbone = tiny_backbone(name=module.METHOD.backbone_name(BACKBONES[module.METHOD.needs_tokens]))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
 
@@ -134,5 +134,5 @@ def bench():
 
 @pytest.fixture
 def backbone():
-    """tiny_backbone(seed=0, needs_tokens="")."""
+    """tiny_backbone(seed=0, name="resnet8x0.5")."""
     return tiny_backbone

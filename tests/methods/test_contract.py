@@ -87,7 +87,7 @@ def test_a_frozen_teacher_is_no_part_of_the_method(bench, name):
 def test_the_backbone_alone_gives_the_same_features_and_holds_no_head(bench, backbone, name):
     bench = bench(name)
     bench.train(range(2))
-    alone = backbone(seed=3, needs_tokens=bench.method.needs_tokens)
+    alone = backbone(seed=3, name=bench.method.backbone.spec.name)
     assert list(alone.state_dict()) == list(bench.method.backbone.state_dict())
     alone.load_state_dict(bench.method.backbone.state_dict())
     images = torch.randn(4, 3, 32, 32)

@@ -7,9 +7,8 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from attar.methods.contrastive.moco import RECIPES, _in_groups
+from attar.methods.contrastive.moco import RECIPES
 
 
 def test_recipes_are_the_papers():
@@ -53,16 +52,6 @@ def test_the_teacher_moves_by_its_momentum_and_starts_equal(bench):
     bench.method.after_step(bench.progress(0))
     for t, o, s in zip(bench.method.teacher.parameters(), old, student):
         torch.testing.assert_close(t, 0.75 * o + 0.25 * s)
-
-
-def test_groups_keep_the_order_of_rows_and_separate_queries_from_keys():
-    images = torch.arange(10.0).view(10, 1)
-    seen = []
-    network = nn.Identity()
-    network.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].flatten().tolist()))
-    for interleaved in (False, True):
-        assert torch.equal(_in_groups(network, images, 3, interleaved=interleaved), images)
-    assert seen == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
 
 
 def test_a_query_and_its_key_do_not_share_batch_statistics(bench):

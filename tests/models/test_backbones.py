@@ -144,3 +144,41 @@ def test_pixels_are_the_averaged_image():
     pixels = build_backbone("pixels", channels=3, image_size=32)
     image = torch.rand(2, 3, 32, 32)
     assert torch.allclose(pixels(image), torch.nn.functional.avg_pool2d(image, 2).flatten(1))
+
+
+@pytest.mark.parametrize("name, width", [("lab_resnet8", 128), ("lab_resnet18", 1024)])
+def test_a_lab_network_is_two_networks_seen_as_one(name, width):
+    backbone = build_backbone(name, image_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    features = backbone(images)
+    assert features.shape == (2, width) and backbone.num_features == width
+    light, colour = backbone.network.split(images)
+    assert torch.equal(features, torch.cat([backbone.network.lightness(light), backbone.network.colour(colour)], dim=1))
+    last = list(backbone.stages(images).values())[-1]
+    assert torch.allclose(last.mean(dim=(2, 3)), features, atol=1e-5)
+
+
+def test_a_lab_network_keeps_the_normalisation_with_its_weights():
+    backbone, images = build_backbone("lab_resnet8x0.5", image_size=16).eval(), torch.rand(2, 3, 16, 16)
+    expected = backbone((images - backbone.network.mean) / backbone.network.std)
+    backbone.network.expect((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)))
+    assert torch.allclose(backbone((images - mean) / std), expected, atol=1e-4)
+    again = build_backbone("lab_resnet8x0.5", image_size=16).eval()
+    again.load_state_dict(backbone.state_dict())
+    assert torch.equal(again.network.mean, mean)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn_16_1", "nin4", "resnet18", "mobilenetv3_small_100", "convnext_atto", "efficientnet_b0"]
+)
+def test_features_and_their_map_come_from_one_pass(name):
+    backbone, images = build_backbone(name, image_size=64).eval(), torch.randn(2, 3, 64, 64)
+    features, feature_map = backbone.features_and_map(images)
+    assert torch.equal(features, backbone(images))
+    assert feature_map.ndim == 4 and feature_map.shape[-1] >= 2
+
+
+def test_handcrafted_features_have_no_map():
+    with pytest.raises(BackboneError, match="hog shows no map"):
+        build_backbone("hog", image_size=32).features_and_map(torch.randn(2, 3, 32, 32))

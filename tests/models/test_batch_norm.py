@@ -1,10 +1,11 @@
 """Batch norm over two processes equals one process on the joined batch: value, gradients, statistics."""
 
+import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from attar.models.batch_norm import synchronise_batch_norm
+from attar.models.batch_norm import in_groups, num_groups, synchronise_batch_norm
 from tests.distributed_helper import run_two
 
 CASES = {
@@ -57,3 +58,25 @@ def test_converting_twice_changes_nothing():
     norm = synchronise_batch_norm(nn.Sequential(nn.BatchNorm1d(2)))
     kind = type(norm[0])
     assert type(synchronise_batch_norm(norm)[0]) is kind and isinstance(norm[0], nn.BatchNorm1d)
+
+
+def test_groups_keep_the_order_of_rows_and_separate_queries_from_keys():
+    images = torch.arange(10.0).view(10, 1)
+    seen = []
+    network = nn.Identity()
+    network.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].flatten().tolist()))
+    for interleaved in (False, True):
+        assert torch.equal(in_groups(network, images, 3, interleaved=interleaved), images)
+    assert seen == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_groups_of_a_network_with_several_outputs():
+    images = torch.arange(7.0).view(7, 1)
+    network = lambda x: (x, 2 * x.expand(-1, 3))  # noqa: E731
+    one, two = in_groups(network, images, 3, interleaved=True)
+    assert torch.equal(one, images) and torch.equal(two, 2 * images.expand(7, 3))
+
+
+@pytest.mark.parametrize("images, size, expected", [(256, 32, 8), (64, 32, 2), (32, 32, 2), (5, 32, 2), (3, 2, 1)])
+def test_there_are_two_groups_at_least_unless_one_would_hold_a_single_image(images, size, expected):
+    assert num_groups(images, size) == expected

@@ -95,3 +95,33 @@ def test_other_channels_use_their_mean_and_have_no_hue(factors):
     )
     with pytest.raises(ShapeError, match=r"these images have 5; set the hue strength of the jitter to 0"):
         colour.adjust_hue(images, factors[:, 3])
+
+
+@pytest.mark.parametrize(
+    "rgb, lab",
+    [
+        ((0, 0, 0), (0, 0, 0)),
+        ((1, 1, 1), (100, 0, 0)),
+        ((1, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 1, 0), (87.73, -86.18, 83.18)),
+        ((0, 0, 1), (32.30, 79.19, -107.86)),
+        ((0.5, 0.5, 0.5), (53.39, 0, 0)),
+        ((0.02, 0.02, 0.02), (1.40, 0, 0)),  # on the straight piece of both curves
+    ],
+)
+def test_lab_of_known_colours(rgb, lab):
+    from attar.views.colour import rgb_to_lab
+
+    found = rgb_to_lab(torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(found, torch.tensor(lab, dtype=torch.float32), atol=0.02, rtol=0)
+
+
+def test_lab_stays_exact_under_autocast_and_needs_three_channels():
+    from attar.views.colour import rgb_to_lab
+
+    images = torch.rand(2, 3, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = rgb_to_lab(images)
+    assert under.dtype == torch.float32 and torch.equal(under, rgb_to_lab(images))
+    with pytest.raises(ShapeError, match="1 channels"):
+        rgb_to_lab(torch.rand(2, 1, 4, 4))

@@ -6,7 +6,14 @@ import torch
 from attar.errors import RecipeError
 from attar.views.augmentation import Augmentation, CentreView, RandomCropPad
 from attar.views.draws import Draws
-from attar.views.makers import MakeMultiCrop, MakeOneView, MakePatchGrid, MakeRotated, MakeTwoViews
+from attar.views.makers import (
+    MakeImageAndPatches,
+    MakeMultiCrop,
+    MakeOneView,
+    MakePatchGrid,
+    MakeRotated,
+    MakeTwoViews,
+)
 
 
 def test_one_view_is_the_augmentation(make_batch, make_spec):
@@ -113,3 +120,41 @@ def test_patches_that_do_not_fit_are_refused(make_batch, make_spec):
     batch = make_batch()
     with pytest.raises(RecipeError, match="num_rows=32 patches do not fit into a view of 32 pixels; use 31 or less"):
         MakePatchGrid(CentreView(make_spec()), num_rows=32)(batch, Draws(0, batch.index))
+
+
+def plain_patch(spec, **settings) -> Augmentation:
+    return Augmentation(spec, size=8, flip=0.0, jitter=None, grey=0.0, blur=0.0, **settings)
+
+
+def test_patches_lie_in_their_cells_in_an_order_of_their_own(make_batch, make_spec):
+    """Canvases whose red is the row and green the column of a pixel, so a patch tells where it was cut."""
+    batch = make_batch(4, canvas=48)
+    place = torch.arange(48, dtype=torch.uint8)
+    batch.canvases[:, 0], batch.canvases[:, 1] = place[:, None], place[None, :]
+    patch = plain_patch(make_spec(), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    made = MakeImageAndPatches(CentreView(make_spec()), patch, share=0.5)(batch, Draws(0, batch.index))
+    assert made.patches.shape == (4, 9, 3, 8, 8) and made.images.shape == (4, 3, 32, 32)
+    top, left = (made.patches[:, :, c].flatten(2).amin(dim=2) * 255 for c in (0, 1))
+    bottom, right = (made.patches[:, :, c].flatten(2).amax(dim=2) * 255 for c in (0, 1))
+    assert torch.equal(top // 16, bottom // 16) and torch.equal(left // 16, right // 16), "a patch crosses its cell"
+    assert ((bottom - top - 7).abs() < 0.01).all(), "half a cell is 8 of 16 pixels"
+    cells = (top // 16 * 3 + left // 16).long()
+    assert torch.equal(cells.sort(dim=1).values, torch.arange(9).expand(4, 9))
+    assert len({tuple(row) for row in cells.tolist()}) == 4, "each image has its own order"
+    assert len({round(float(offset), 2) for offset in (top % 16).flatten()}) > 9, "each patch has its own gap"
+    assert list(made.pictures()) == ["image", *(f"patch {i}" for i in range(1, 10))]
+
+
+def test_patches_take_their_own_colours(make_batch, make_spec):
+    batch = make_batch()
+    patch = Augmentation(make_spec(), size=8, scale=(0.6, 1.0), grey=0.5, jitter=None, blur=0.0)
+    made = MakeImageAndPatches(CentreView(make_spec()), patch)(batch, Draws(0, batch.index))
+    is_grey = (made.patches[:, :, 0] - made.patches[:, :, 2]).abs().flatten(2).amax(dim=2) < 1e-5  # (B, 9)
+    assert (is_grey.any(dim=1) & ~is_grey.all(dim=1)).all()
+
+
+def test_patches_do_not_depend_on_the_batch(make_batch, make_spec):
+    batch, make = make_batch(), MakeImageAndPatches(CentreView(make_spec()), plain_patch(make_spec()))
+    whole = make(batch, Draws(0, batch.index))
+    half = type(batch)(batch.canvases[3:], batch.rectangles[3:], batch.index[3:])
+    assert torch.equal(make(half, Draws(0, half.index)).patches, whole.patches[3:])

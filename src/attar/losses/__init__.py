@@ -1,11 +1,12 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
-from attar.losses.contrastive import bilinear_nce, info_nce, nt_xent
+from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
 from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.koleo import koleo
 from attar.losses.masked import masked_distillation, masked_l1, masked_mse, masked_smooth_l1, normalise_patches
+from attar.losses.nce import nce, nce_partition
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
@@ -16,12 +17,16 @@ __all__ = [
     "first_own_row",
     "gather_rows",
     "info_nce",
+    "instance_softmax",
+    "inva_spread",
     "kl_divergence",
     "koleo",
     "masked_distillation",
     "masked_l1",
     "masked_mse",
     "masked_smooth_l1",
+    "nce",
+    "nce_partition",
     "negative_cosine",
     "normalise_patches",
     "nt_xent",

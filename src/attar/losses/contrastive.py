@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +64,7 @@ def info_nce(
         temperature: divisor of the similarities, > 0. MoCo v1: 0.07, v2: 0.2.
         negatives: None: the other keys of the batch, gathered over processes, with gradient. (Q, E): only these rows
             (MoCo's queue); they get no gradient, and the keys of the batch are no negatives.
-        chunk_size: as in `nt_xent`; without `negatives` only.
+        chunk_size: as in `nt_xent`.
 
     Returns:
         Scalar, mean over the (local) queries, in nats. All rows equal: log B, or log(1 + Q) with negatives.
@@ -83,9 +85,88 @@ def info_nce(
         own = first_own_row(len(k)) + torch.arange(len(k), device=k.device)
         return _softmax_loss(q, candidates, own, temperature, chunk_size=chunk_size)
     check_width("info_nce", negatives, "negatives", queries.shape[1])
-    positive = (q * k).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, q @ F.normalize(negatives.detach(), dim=1).T], dim=1) / temperature
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+    rows = F.normalize(negatives.detach(), dim=1)
+
+    def block_sum(block: slice) -> Tensor:
+        positive = (q[block] * k[block]).sum(dim=1, keepdim=True)
+        logits = torch.cat([positive, q[block] @ rows.T], dim=1) / temperature
+        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
+
+    return _mean_over_blocks(block_sum, len(q), len(rows), chunk_size)
+
+
+@full_precision
+def instance_softmax(
+    embeddings: Tensor, bank: Tensor, positions: Tensor, *, temperature: float, chunk_size: int | None = None
+) -> Tensor:
+    """Non-parametric softmax of InstDisc: which of all training images is this? The bank is the classifier.
+
+    loss = mean_i  -log( exp(v_i M_p(i) / t) / sum_j exp(v_i M_j / t) ),  cosine similarities.
+
+    Args:
+        embeddings: v, (B, E), any scale (normalised here).
+        bank: M, (N, E), one row per training image; no gradient.
+        positions: p, int64 (B,), the row of each image in the bank.
+        temperature: > 0. Paper: 0.07; published CIFAR-10 code: 0.1.
+        chunk_size: as in `nt_xent`; memory is chunk_size * N.
+
+    Returns:
+        Scalar, mean over rows, in nats. All rows of the bank equal: log N.
+
+    Raises:
+        ShapeError: if the widths differ, or there is not one position a row.
+        RecipeError: if temperature or chunk_size <= 0.
+
+    Source: Wu et al. 2018, arXiv:1805.01978, eq. 2.
+    """
+    check_width("instance_softmax", embeddings, "embeddings", bank.shape[-1])
+    check_width("instance_softmax", bank, "bank", embeddings.shape[1])
+    check_positive("instance_softmax", temperature=temperature)
+    if positions.shape != embeddings.shape[:1]:
+        raise ShapeError(
+            f"instance_softmax: positions have shape {tuple(positions.shape)}; "
+            f"each of {len(embeddings)} embeddings needs one."
+        )
+    v, rows = F.normalize(embeddings, dim=1), F.normalize(bank.detach(), dim=1)
+    return _softmax_loss(v, rows, positions, temperature, chunk_size=chunk_size)
+
+
+@full_precision
+def inva_spread(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:
+    """InvaSpread: a view must be recognised as its image, and no other view may be.
+
+    P_i(j) = exp(s_ij / t) / sum_{k != i} exp(s_ik / t),  s = cosine similarity, over the 2B views,
+    loss = mean_i  -log P_i(i') - sum_{j != i, i'} log(1 - P_i(j)),  i' the other view of the same image.
+
+    Args:
+        z1, z2: embeddings of the two views, row i from the same image. Shape (B, E), any scale. Across processes,
+            pass local rows; the others are gathered.
+        temperature: > 0. Paper: 0.1.
+
+    Returns:
+        Scalar, mean over the (local) 2B views, in nats. All rows equal, M = 2B - 1: log M + (M - 1) log(M / (M - 1)).
+
+    Raises:
+        ShapeError: if the shapes differ or there are no negatives.
+        RecipeError: if temperature <= 0.
+
+    Source: Ye et al. 2019, arXiv:1904.03436, eq. 4 to 8, in the symmetric form of the published code: both views
+    are recognised, each among all others, and the second factor of every similarity gets no gradient. (Every pair
+    occurs in both orders, so all embeddings are trained.)
+    """
+    check_pair("inva_spread", z1, z2, ("z1", "z2"))
+    check_positive("inva_spread", temperature=temperature)
+    views = F.normalize(torch.cat([z1, z2]), dim=1)
+    candidates = gather_rows(views.detach())
+    if len(candidates) < 4:
+        raise ShapeError(f"inva_spread: z1 and z2 of shape {tuple(z1.shape)} hold no negatives; pass at least 2 rows.")
+    own = (first_own_row(len(views)) + torch.arange(len(views), device=z1.device))[:, None]
+    partner = own.roll(len(z1), dims=0)
+    logits = (views @ candidates.T / temperature).scatter(1, own, float("-inf"))
+    log_p = logits.log_softmax(dim=1)
+    negatives = log_p.scatter(1, partner, float("-inf")).clamp(max=-1e-7)  # P = 1 would have no log(1 - P)
+    log_not = torch.log(-torch.expm1(negatives))  # log(1 - P), exact for small and large P; 0 where P is masked
+    return -(log_p.gather(1, partner).squeeze(1) + log_not.sum(dim=1)).mean()
 
 
 @full_precision
@@ -130,27 +211,29 @@ def _softmax_loss(
     excluded: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of finding candidate positive[i] for anchor i, without candidate excluded[i].
+    """Mean cross-entropy of finding candidate positive[i] for anchor i, without candidate excluded[i]."""
 
-    Blocks of anchors are recomputed in the backward pass, so no more than one block of logits ever exists.
+    def block_sum(block: slice) -> Tensor:
+        logits = anchors[block] @ candidates.T / temperature
+        if excluded is not None:
+            logits = logits.scatter(1, excluded[block][:, None], float("-inf"))
+        return F.cross_entropy(logits, positive[block], reduction="sum")
+
+    return _mean_over_blocks(block_sum, len(anchors), len(candidates), chunk_size)
+
+
+def _mean_over_blocks(
+    block_sum: Callable[[slice], Tensor], num_rows: int, num_candidates: int, chunk_size: int | None
+) -> Tensor:
+    """Sum of block_sum over blocks of rows, divided by num_rows; no more than one block of logits ever exists.
+
+    Blocks are recomputed in the backward pass, unless there is only one.
     """
     if chunk_size is None:
-        chunk_size = max(_MOST_LOGITS // len(candidates), 1)
+        chunk_size = max(_MOST_LOGITS // num_candidates, 1)
     check_positive("chunk_size", chunk_size=chunk_size)
-
-    def block_sum(rows: Tensor, everything: Tensor, target: Tensor, skip: Tensor | None) -> Tensor:
-        logits = rows @ everything.T / temperature
-        if skip is not None:
-            logits = logits.scatter(1, skip[:, None], float("-inf"))
-        return F.cross_entropy(logits, target, reduction="sum")
-
-    if len(anchors) <= chunk_size:
-        return block_sum(anchors, candidates, positive, excluded) / len(anchors)
-    total = anchors.new_zeros(())
-    for start in range(0, len(anchors), chunk_size):
-        block = slice(start, start + chunk_size)
-        skip = None if excluded is None else excluded[block]
-        total = total + checkpoint(
-            block_sum, anchors[block], candidates, positive[block], skip, use_reentrant=False, preserve_rng_state=False
-        )
-    return total / len(anchors)
+    if num_rows <= chunk_size:
+        return block_sum(slice(0, num_rows)) / num_rows
+    blocks = [slice(start, start + chunk_size) for start in range(0, num_rows, chunk_size)]
+    sums = [checkpoint(block_sum, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    return sum(sums[1:], sums[0]) / num_rows

@@ -130,6 +130,11 @@ class Method(nn.Module):
         self.recipe = recipe
         self.projector = None  # not a class attribute: that would hide the registered module of a subclass
 
+    @staticmethod
+    def backbone_name(asked: str) -> str:
+        """The network to build where a person asks for `asked`; another one where the method needs its own input."""
+        return asked
+
     def step(self, batch: Any, progress: Progress) -> StepOutput:
         """One forward pass; batch is what the method's `views` produced."""
         raise NotImplementedError(f"{type(self).__name__}.step is not defined")

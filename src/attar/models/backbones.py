@@ -1,7 +1,7 @@
 """Backbone: one face for every network that is kept after training, and building one by name.
 
 Own small nets live in small_nets.py, small vision transformers in small_vits.py, handcrafted features (hog, pixels) in
-handcrafted.py, everything else is timm's.
+handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one for colour (lab.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import handcrafted, small_nets, small_vits
+from attar.models import handcrafted, lab, small_nets, small_vits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,25 @@ class Backbone(nn.Module):
     def reduces_to_a_pixel(self) -> bool:
         """Does the last map hold a single position, so that nothing is left to pool? For images that are too small."""
         spec = self.spec
-        if handcrafted.build(spec.name, spec.channels, spec.image_size) is not None:
+        if spec.name in handcrafted.NAMES:
             return False
         training = self.training
         with torch.no_grad():
             maps = list(self.eval().stages(torch.zeros(2, spec.channels, spec.image_size, spec.image_size)).values())
         self.train(training)
         return bool(maps) and maps[-1].ndim == 4 and maps[-1].shape[2:] == (1, 1) and maps[0].shape[2:] != (1, 1)
+
+    def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and what they are pooled from, in one pass: (B, D', H', W'), or tokens (B, N, D').
+
+        Raises:
+            BackboneError: for a network that pools no map.
+        """
+        network: Any = self.network
+        if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
+            raise BackboneError(f"{self.spec.name} shows no map that its features are pooled from; take a convnet.")
+        feature_map = network.forward_features(images)
+        return network.forward_head(feature_map), feature_map
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's names (own nets: under their own)."""
@@ -118,6 +130,7 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     """
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
+    name = name.removeprefix(lab.PREFIX)
     if name in handcrafted.NAMES or small_vits.matches(name) or small_nets.build(name, channels=3) is not None:
         return
     import timm
@@ -138,7 +151,8 @@ def build_backbone(
     """Build a network without a classifier; initial weights come from torch's global generator.
 
     Args:
-        name: an own net (small_nets.py, small_vits.py), "hog", "pixels", or any name of timm.
+        name: an own net (small_nets.py, small_vits.py), "hog", "pixels", any name of timm, or one of these behind
+            "lab_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -148,6 +162,8 @@ def build_backbone(
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
     check_name(name, stem=stem)
+    if name.startswith(lab.PREFIX):
+        return _build_lab(spec, pretrained)
     vit = small_vits.build(name, channels=channels, image_size=image_size, drop_path=drop_path)
     network = vit or small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
@@ -162,6 +178,23 @@ def build_backbone(
                 raise BackboneError(f"{name} takes no {option}: it would be ignored. Leave it out.")
     features = _probe(network, spec)
     return Backbone(network, spec, features.shape[1])
+
+
+def _build_lab(spec: BackboneSpec, pretrained: bool) -> Backbone:
+    if spec.channels != 3:
+        raise BackboneError(f"{spec.name} splits colour images; these have {spec.channels} channels, and 3 are needed.")
+    light, colour = (
+        build_backbone(
+            spec.name.removeprefix(lab.PREFIX),
+            channels=channels,
+            image_size=spec.image_size,
+            stem=spec.stem,
+            pretrained=pretrained,
+            drop_path=spec.drop_path,
+        )
+        for channels in (1, 2)
+    )
+    return Backbone(lab.LabHalves(light, colour), spec, light.num_features + colour.num_features)
 
 
 def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:

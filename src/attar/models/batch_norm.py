@@ -1,4 +1,4 @@
-"""Batch norm over all processes, on CPUs too (torch's own SyncBatchNorm refuses CPU tensors)."""
+"""Batch norm over all processes, on CPUs too (torch's own SyncBatchNorm refuses CPU tensors); or over parts of one."""
 
 from __future__ import annotations
 
@@ -87,3 +87,24 @@ def _synchronised(kind: type) -> type:
 
         _CLASSES[kind] = type(f"Synchronised{kind.__name__}", (kind,), {"forward": forward})
     return _CLASSES[kind]
+
+
+def num_groups(num_images: int, group_size: int) -> int:
+    """Groups of about group_size images: at least two, as long as each has two images."""
+    return min(max(num_images // group_size, 2), max(num_images // 2, 1))
+
+
+def in_groups(network: nn.Module, images: Tensor, num_groups: int, *, interleaved: bool) -> Any:
+    """network(images), one forward pass a group, so that batch statistics stay within groups. Rows keep their order.
+
+    interleaved: a group is every num_groups-th image; else a run of consecutive ones. A query and its key that are
+    grouped in different ways share no statistics by which one could recognise the other (MoCo, section 3.3).
+    The network may give a tensor or a tuple of tensors, and so does this.
+    """
+    rows = torch.arange(len(images), device=images.device)
+    groups = [rows[g::num_groups] for g in range(num_groups)] if interleaved else list(rows.tensor_split(num_groups))
+    outputs = [network(images[group]) for group in groups]
+    order = torch.cat(groups).argsort()
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(outputs)[order]
+    return tuple(torch.cat(parts)[order] for parts in zip(*outputs))

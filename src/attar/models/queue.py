@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import RecipeError, ShapeError
+
+logger = logging.getLogger("attar")
+
+
+def warn_of_long_queue(method: str, length: int, num_images: int) -> None:
+    """A queue longer than the data holds keys of the very images that are compared with it."""
+    if length > num_images:
+        logger.warning(
+            "%s: the queue of %d keys is longer than the data (%d images), so images meet their own earlier "
+            "keys as negatives; consider -s queue_length=%d.",
+            method,
+            length,
+            num_images,
+            max(num_images // 2, 1),
+        )
 
 
 class FeatureQueue(nn.Module):

@@ -61,9 +61,16 @@ class Staged(nn.Module):
     body: nn.ModuleDict
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map; the names of these two methods are timm's."""
         for stage in self.body.values():
             images = stage(images)
-        return images.mean(dim=(2, 3))
+        return images
+
+    def forward_head(self, feature_map: Tensor) -> Tensor:
+        return feature_map.mean(dim=(2, 3))
 
     def stages_of(self, images: Tensor) -> dict[str, Tensor]:
         maps = {}

@@ -82,6 +82,19 @@ class Rotated:
 
 
 @dataclass
+class ImageAndPatches:
+    """images: (B, C, H, W); patches: (B, P, C, h, w), small cuts from a crop of the same image, in random order."""
+
+    images: Tensor
+    patches: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"image": self.images} | {f"patch {i + 1}": p for i, p in enumerate(self.patches.unbind(1))}
+
+
+@dataclass
 class PatchGrid:
     """patches: (B, G, G, C, h, w), normalised: row and column of the grid, then the patch at that place."""
 

@@ -140,3 +140,38 @@ def colour_jitter_(images: Tensor, factors: Tensor, order: Tensor, *, with_hue: 
     for position in (1, 2, 3):
         blend_(position, position > place_of_hue)
     return images
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """CIE L*a*b* of sRGB images in [0, 1], white point D65: L in [0, 100], a in [-86.2, 98.2], b in [-107.9, 94.5].
+
+    Sums instead of a matrix product, so that autocast leaves the conversion in float32.
+
+    Args:
+        images: (B, 3, H, W); values outside [0, 1] are clamped.
+
+    Raises:
+        ShapeError: for images without three channels.
+
+    Source: IEC 61966-2-1 (sRGB) and CIE 15 (L*a*b*).
+    """
+    if images.shape[1] != 3:
+        raise ShapeError(f"rgb_to_lab: the images have {images.shape[1]} channels; Lab is defined for 3 (RGB).")
+    values = images.float().clamp(0, 1)
+    linear = torch.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    red, green, blue = linear.split(1, dim=1)
+    x, y, z = (_cube_root(r * red + g * green + b * blue) for r, g, b in _RGB_TO_XYZ)
+    return torch.cat([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+_RGB_TO_XYZ = (  # rows divided by the white point (0.95047, 1, 1.08883), so each sums to 1
+    (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
+)
+
+
+def _cube_root(t: Tensor) -> Tensor:
+    """CIE's f: the cube root, with a straight line near 0."""
+    threshold = (6 / 29) ** 3
+    return torch.where(t > threshold, t.clamp(min=threshold) ** (1 / 3), t / (3 * (6 / 29) ** 2) + 4 / 29)

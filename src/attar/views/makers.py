@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from attar.data.images import CanvasBatch
 from attar.errors import RecipeError
-from attar.views.batches import MultiCrop, OneView, PatchGrid, Rotated, TwoViews
+from attar.views.augmentation import Augmentation
+from attar.views.batches import ImageAndPatches, MultiCrop, OneView, PatchGrid, Rotated, TwoViews
+from attar.views.boxes import random_resized_boxes
 from attar.views.draws import Draws
 
 View = Callable[[CanvasBatch, Draws], Tensor]  # Augmentation, RandomCropPad, CentreView
@@ -103,3 +105,36 @@ class MakePatchGrid:
         before, after = border // 2, border - border // 2
         patches = F.pad(cut.permute(0, 1, 2, 5, 3, 4), (before, after, before, after))
         return PatchGrid(patches, batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeImageAndPatches:
+    """One view of each image, and the pieces of a jigsaw: another crop, cut in a grid, a patch from each cell.
+
+    patch: size, colours and flip of a patch, drawn for each anew; its scale and ratio are those of the crop.
+    grid: cells a side. share: side of a patch as a share of its cell's; the rest is the gap, placed at random, so
+    that no edge runs on from patch to patch.
+    """
+
+    view: View
+    patch: Augmentation
+    _: KW_ONLY
+    grid: int = 3
+    share: float = 64 / 85
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> ImageAndPatches:
+        images = self.view(batch, draws)
+        crops = random_resized_boxes(batch.rectangles, draws, scale=self.patch.scale, ratio=self.patch.ratio)
+        patches = torch.stack([self._patch(batch, crops, n, draws) for n in range(self.grid**2)], dim=1)
+        order = draws.permutation(self.grid**2)  # (B, P)
+        rows = torch.arange(len(batch), device=order.device)[:, None]
+        return ImageAndPatches(images, patches[rows, order], batch.index, batch.labels)
+
+    def _patch(self, batch: CanvasBatch, crops: Tensor, number: int, draws: Draws) -> Tensor:
+        """The patch of cell `number`, counted in rows."""
+        corner = torch.tensor(divmod(number, self.grid), device=crops.device) + draws.uniform(
+            0.0, 1.0 - self.share, shape=(2,)
+        )  # (B, 2) in cells
+        cell = crops[:, 2:] / self.grid
+        boxes = torch.cat([crops[:, :2] + corner * cell, self.share * cell], dim=1)
+        return self.patch.apply(batch.canvases, replace(self.patch.draw(batch, draws), boxes=boxes))

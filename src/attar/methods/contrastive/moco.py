@@ -21,7 +21,6 @@ the images is random already, so this is a shuffle, on one GPU or many.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +31,13 @@ from attar.data.images import ImageSpec
 from attar.losses import gather_rows, info_nce
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
+from attar.models.batch_norm import in_groups, num_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
-from attar.models.queue import FeatureQueue
+from attar.models.queue import FeatureQueue, warn_of_long_queue
 from attar.views.augmentation import Augmentation
 from attar.views.batches import TwoViews
 from attar.views.makers import MakeTwoViews
-
-logger = logging.getLogger("attar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +136,7 @@ class MoCo(Method):
         self.teacher = MomentumTeacher(self.encoder)
         self.queue = FeatureQueue(recipe.queue_length, recipe.projector_dim, setup.seed)
         self._new_keys: list[Tensor] = []  # of this step; they enter the queue after it
-        if recipe.queue_length > len(setup.images):
-            logger.warning(
-                "moco: the queue of %d keys is longer than the data (%d images), so images meet their own earlier "
-                "keys as negatives; consider -s queue_length=%d.",
-                recipe.queue_length,
-                len(setup.images),
-                max(len(setup.images) // 2, 1),
-            )
+        warn_of_long_queue("moco", recipe.queue_length, len(setup.images))
 
     @property
     def encoder(self) -> nn.Sequential:
@@ -153,10 +144,10 @@ class MoCo(Method):
         return nn.Sequential(self.backbone, self.projector)
 
     def step(self, batch: TwoViews, progress: Progress) -> StepOutput:
-        num_groups = min(max(len(batch.view1) // self.recipe.bn_group_size, 2), max(len(batch.view1) // 2, 1))
-        q = _in_groups(self.encoder, batch.view1, num_groups, interleaved=False)
+        num = num_groups(len(batch.view1), self.recipe.bn_group_size)
+        q = in_groups(self.encoder, batch.view1, num, interleaved=False)
         with torch.no_grad():
-            k = _in_groups(self.teacher, batch.view2, num_groups, interleaved=True)
+            k = in_groups(self.teacher, batch.view2, num, interleaved=True)
         loss = info_nce(q, k, temperature=self.recipe.temperature, negatives=self.queue.rows)
         self._new_keys.append(F.normalize(k.float(), dim=1))
         return StepOutput(loss, {"info_nce": loss.detach()}, q.detach(), k)
@@ -165,14 +156,6 @@ class MoCo(Method):
         self.teacher.update(self.encoder, self.recipe.momentum)
         self.queue.push(gather_rows(torch.cat(self._new_keys)))
         self._new_keys.clear()
-
-
-def _in_groups(network: nn.Module, images: Tensor, num_groups: int, *, interleaved: bool) -> Tensor:
-    """network(images), one forward pass a group, so that batch statistics stay within groups. Rows keep their order."""
-    rows = torch.arange(len(images), device=images.device)
-    groups = [rows[g::num_groups] for g in range(num_groups)] if interleaved else rows.tensor_split(num_groups)
-    encoded = torch.cat([network(images[group]) for group in groups])
-    return encoded[torch.cat(list(groups)).argsort()]
 
 
 METHOD = MoCo

@@ -1,0 +1,83 @@
+"""CMC: views across halves, across banks; one ordinary network comes out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attar.errors import RecipeError
+from attar.losses import instance_softmax, nce, nce_partition
+from attar.methods.contrastive.cmc import CMC, RECIPES
+
+
+def test_the_recipe_is_the_published_one():
+    photo, small = RECIPES["photo"], RECIPES["small"]
+    assert (photo.num_negatives, photo.temperature, photo.bank_momentum, photo.peak_lr) == (16384, 0.07, 0.5, 0.03)
+    assert photo.crop_scale == (0.08, 1.0) and photo.lr_drops == (120 / 240, 160 / 240, 200 / 240)
+    assert (small.objective, small.num_negatives, small.temperature) == ("softmax", None, 0.1)
+
+
+def test_each_view_is_compared_with_the_other_views_bank(bench):
+    bench = bench("cmc", "photo", num_negatives=9)
+    method, batch = bench.method, bench.batch(0)
+    output = bench.backward(0)
+    settings = dict(temperature=0.07, num_images=12)
+    terms = []
+    for z, bank in ((output.embeddings, method.colour_bank), (output.positives, method.light_bank)):
+        own, drawn = bank.rows[batch.index], bank.draw(9, step=0)
+        partition = nce_partition(z, own, drawn, **settings)
+        torch.testing.assert_close(bank.partition, partition)  # one for each bank
+        terms.append(nce(z, own, drawn, partition=partition, **settings))
+    torch.testing.assert_close(output.loss.detach(), sum(terms))
+
+
+def test_the_small_recipe_compares_with_all_rows(bench):
+    bench = bench("cmc")
+    output, bank = bench.backward(0), bench.method.colour_bank
+    positions = bank.positions(bench.batch(0).index)
+    expected = instance_softmax(output.embeddings, bank.rows[bank.ids], positions, temperature=0.1)
+    torch.testing.assert_close(output.metrics["light_to_colour"], expected)
+
+
+def test_each_bank_follows_its_own_view_after_the_step(bench):
+    bench = bench("cmc")
+    banks = (bench.method.light_bank, bench.method.colour_bank)
+    before = [bank.rows.clone() for bank in banks]
+    assert not torch.equal(*before)
+    output, index = bench.backward(0), bench.batch(0).index
+    assert all(torch.equal(bank.rows, rows) for bank, rows in zip(banks, before))
+    bench.method.after_step(bench.progress(0))
+    for bank, rows, z in zip(banks, before, (output.embeddings, output.positives)):
+        expected = F.normalize(0.5 * rows[index] + 0.5 * F.normalize(z, dim=1), dim=1)
+        torch.testing.assert_close(bank.rows[index], expected)
+        assert (bank.rows != rows).any(dim=1).sum() == 6
+
+
+def test_one_half_of_the_features_sees_lightness_and_the_other_colour(bench):
+    """Shown through what it may not see: grey pictures of the same lightness; colours of the same hue."""
+    bench = bench("cmc")
+    network, image = bench.method.backbone.network.eval(), bench.setup.image
+    normalise = lambda x: (x - torch.tensor(image.mean).view(3, 1, 1)) / torch.tensor(image.std).view(3, 1, 1)  # noqa: E731
+    colourful = torch.rand(4, 3, 32, 32)
+    light, colour = network.split(normalise(colourful))
+    assert light.shape == (4, 1, 32, 32) and colour.shape == (4, 2, 32, 32)
+    grey = torch.linspace(0, 1, 32).expand(4, 3, 32, 32)
+    _, none = network.split(normalise(grey))
+    middle = torch.tensor([6.025 / 92.208, -6.689 / 101.168])
+    torch.testing.assert_close(none, -middle.view(1, 2, 1, 1).expand_as(none), atol=1e-3, rtol=0)
+    features = bench.method.backbone(normalise(colourful))
+    torch.testing.assert_close(features[:, :32], network.lightness(light))
+    torch.testing.assert_close(features[:, 32:], network.colour(colour))
+
+
+def test_another_backbone_is_refused_and_grey_images_too(bench, backbone):
+    from attar.errors import BackboneError
+    from attar.models.backbones import build_backbone
+
+    built = bench("cmc")
+    with pytest.raises(RecipeError, match="was given resnet8x0.5; build lab_resnet8x0.5"):
+        CMC(built.method.recipe, backbone(), built.setup)
+    with pytest.raises(BackboneError, match="these have 1 channels"):
+        build_backbone("lab_resnet8", channels=1, image_size=32)
+    assert CMC.backbone_name("lab_resnet8") == CMC.backbone_name("resnet8") == "lab_resnet8"

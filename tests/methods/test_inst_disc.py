@@ -1,0 +1,107 @@
+"""InstDisc: its two losses, the bank's order of events, Z, the proximal term."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attar.errors import RecipeError
+from attar.losses import info_nce, instance_softmax, nce, nce_partition
+from attar.methods.contrastive.inst_disc import RECIPES
+
+
+def test_recipes_are_the_papers():
+    photo, sampled, small = RECIPES["photo"], RECIPES["sampled"], RECIPES["small"]
+    assert photo.temperature == sampled.temperature == 0.07 and small.temperature == 0.1
+    assert (photo.num_negatives, sampled.num_negatives, small.num_negatives) == (4096, 65536, None)
+    assert (photo.objective, sampled.objective, small.objective) == ("nce", "softmax", "softmax")
+    assert (photo.bank_momentum, sampled.bank_momentum, small.bank_momentum) == (0.0, 0.5, 0.5)
+    assert photo.proximal_weight > 0 == sampled.proximal_weight == small.proximal_weight
+    assert {r.peak_lr for r in RECIPES.values()} == {0.03} and all(r.lr_drops == (0.6, 0.8) for r in RECIPES.values())
+
+
+def test_the_step_is_the_softmax_over_the_rows_of_all_images(bench):
+    bench = bench("inst_disc", "small")
+    output, rows, images = bench.backward(0), bench.method.bank.rows, bench.images
+    batch = bench.batch(0)
+    positions = torch.tensor([images.index.tolist().index(i) for i in batch.index.tolist()])
+    expected = instance_softmax(output.embeddings, rows[torch.from_numpy(images.index)], positions, temperature=0.1)
+    torch.testing.assert_close(output.loss.detach(), expected)
+    assert torch.equal(output.positives, rows[batch.index])
+
+
+def test_the_step_is_nce_plus_the_proximal_term(bench):
+    bench = bench("inst_disc", "photo", num_negatives=9, proximal_weight=3.0)
+    bank = bench.method.bank
+    output, batch = bench.backward(0), bench.batch(0)
+    own, drawn, v = bank.rows[batch.index], bank.draw(9, step=0), output.embeddings
+    z = nce_partition(v, own, drawn, temperature=0.07, num_images=12)
+    torch.testing.assert_close(bank.partition, z)
+    expected = nce(v, own, drawn, temperature=0.07, num_images=12, partition=z)
+    proximal = (F.normalize(v, dim=1) - own).pow(2).sum(dim=1).mean()
+    torch.testing.assert_close(output.loss.detach(), expected + 3 * proximal)
+    torch.testing.assert_close(output.metrics["proximal"], proximal)
+
+
+def test_z_is_estimated_once_and_saved(bench):
+    first = bench("inst_disc", "photo", num_negatives=9)
+    first.train(range(1))
+    z = first.method.bank.partition.clone()
+    assert z > 0
+    first.train(range(1, 4))
+    assert torch.equal(first.method.bank.partition, z)
+    resumed = bench("inst_disc", "photo", num_negatives=9)
+    resumed.method.load_state_dict(first.method.state_dict())
+    resumed.train(range(1))
+    assert torch.equal(resumed.method.bank.partition, z)
+
+
+def test_the_bank_moves_after_the_step_and_only_where_images_were_seen(bench):
+    bench = bench("inst_disc", "small", bank_momentum=0.25)
+    bank, before = bench.method.bank, bench.method.bank.rows.clone()
+    output = bench.backward(0)
+    assert torch.equal(bank.rows, before), "a row must not move before the loss is taken"
+    bench.method.after_step(bench.progress(0))
+    index = bench.batch(0).index
+    expected = F.normalize(0.25 * before[index] + 0.75 * F.normalize(output.embeddings, dim=1), dim=1)
+    torch.testing.assert_close(bank.rows[index], expected)
+    assert (bank.rows != before).any(dim=1).sum() == len(index) == 6
+
+
+def test_every_part_of_an_accumulated_step_enters_the_bank(bench):
+    bench = bench("inst_disc", "small")
+    before = bench.method.bank.rows.clone()
+    bench.backward(0)
+    bench.backward(1)
+    bench.method.after_step(bench.progress(0))
+    assert (bench.method.bank.rows != before).any(dim=1).sum() == 12
+    bench.backward(2)
+    bench.method.after_step(bench.progress(1))  # and only once
+    assert bench.method._seen == []
+
+
+@pytest.mark.parametrize("recipe", ["small", "sampled"])
+def test_the_softmax_learns_to_recognise_a_handful_of_images(bench, recipe):
+    bench = bench("inst_disc", recipe, num_negatives={"small": None, "sampled": 24}[recipe])
+    bench.optimiser.param_groups[0]["lr"] = 0.01
+    losses = bench.train(range(40))
+    assert sum(losses[-4:]) < sum(losses[2:6])
+
+
+def test_the_sampled_softmax_is_info_nce_over_the_drawn_rows(bench):
+    bench = bench("inst_disc", "sampled", num_negatives=9)
+    output, bank = bench.backward(0), bench.method.bank
+    own, drawn = bank.rows[bench.batch(0).index], bank.draw(9, step=0)
+    expected = info_nce(output.embeddings, own, temperature=0.07, negatives=drawn)
+    torch.testing.assert_close(output.loss.detach(), expected)
+    assert float(bank.partition) == 0
+
+
+def test_nce_against_all_images_is_refused_and_few_images_are_warned_of(bench, caplog):
+    with pytest.raises(RecipeError, match="inst_disc: num_negatives=None .* give nce a number"):
+        bench("inst_disc", "small", objective="nce")
+    bench("inst_disc", "small")
+    assert not caplog.records
+    bench("inst_disc", "photo")
+    assert "with 12 it learns little. Consider -s objective=softmax" in caplog.text
