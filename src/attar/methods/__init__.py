@@ -33,6 +33,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
+        Entry("simsiam", "siamese", "Chen and He 2021, arXiv:2011.10566", 2021),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
