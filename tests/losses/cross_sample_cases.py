@@ -14,9 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import ShapeError
-from attar.losses import gather_rows, info_nce, nt_xent
+from attar.losses import barlow_twins, gather_rows, info_nce, nt_xent, sigreg, vicreg
 
 B, E = 6, 7  # of the joined batch
+DIRECTIONS = torch.randn(3, E, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+WHOLE = ("barlow_twins", "sigreg")  # statistics of the joined batch alone: every process returns the same value
 
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nt_xent": lambda a, b: nt_xent(a, b, temperature=0.3),
@@ -24,6 +26,9 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "info_nce": lambda a, b: info_nce(a, b, temperature=0.3),
     "info_nce in blocks": lambda a, b: info_nce(a, b, temperature=0.3, chunk_size=2),
     "info_nce, keys without gradient": lambda a, b: info_nce(a, b.detach() + 0 * b, temperature=0.3),
+    "barlow_twins": lambda a, b: barlow_twins(a, b, redundancy_weight=0.2),
+    "vicreg": lambda a, b: vicreg(a, b, similarity_weight=2.0, variance_weight=3.0, covariance_weight=0.5),
+    "sigreg": lambda a, b: sigreg(a, DIRECTIONS) + 2 * sigreg(b, DIRECTIONS),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }
