@@ -31,9 +31,12 @@ CATALOGUE: dict[str, Entry] = {
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
         Entry("moco", "contrastive", "He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297", 2020),
         Entry("simclr", "contrastive", "Chen et al. 2020, arXiv:2002.05709", 2020),
+        Entry("nnclr", "contrastive", "Dwibedi et al. 2021, arXiv:2104.14548", 2021),
         Entry("byol", "siamese", "Grill et al. 2020, arXiv:2006.07733", 2020),
         Entry("dino", "siamese", "Caron et al. 2021, arXiv:2104.14294", 2021),
         Entry("simsiam", "siamese", "Chen and He 2021, arXiv:2011.10566", 2021),
+        Entry("barlow_twins", "siamese", "Zbontar et al. 2021, arXiv:2103.03230", 2021),
+        Entry("vicreg", "siamese", "Bardes et al. 2022, arXiv:2105.04906", 2022),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
