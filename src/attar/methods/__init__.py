@@ -37,6 +37,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("simsiam", "siamese", "Chen and He 2021, arXiv:2011.10566", 2021),
         Entry("barlow_twins", "siamese", "Zbontar et al. 2021, arXiv:2103.03230", 2021),
         Entry("vicreg", "siamese", "Bardes et al. 2022, arXiv:2105.04906", 2022),
+        Entry("lejepa", "siamese", "Balestriero and LeCun 2025, arXiv:2511.08544", 2025),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )

@@ -19,9 +19,9 @@ Differs: nothing in the numbers that are known to us; there is no published code
 Cost: two forward and backward passes, and a product of the batch with the queue for each view (seldom more than a
 hundredth of the step). Memory: the queue, 96 MiB at 98304 embeddings of 256 numbers. No teacher.
 
-Choose it when augmentations alone say too little about what belongs together (it lost only 2 points without colour
-augmentation in the paper) and there are at least some thousand images; with a queue longer than the data, the nearest
-neighbour is mostly the image itself, and little is gained over SimCLR.
+Choose it when augmentations say too little about what belongs together (in the paper it lost 2.1 % of its accuracy
+with crops alone) and there are at least some thousand images; with a queue longer than the data, the nearest
+neighbour is often the image itself, and less is gained over SimCLR.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class SimSiamRecipe(Recipe):
     projector_hidden_dim: int = 2048  # section 3
     projector_dim: int = 2048  # section 3
     predictor_hidden_dim: int = 512  # section 3: a bottleneck of a quarter of the embedding
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # section 3
-    blur: float  # probability; section 3: 0.5; CIFAR-10 (appendix D, from memory): none
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # published code
+    blur: float  # probability; published code: 0.5; CIFAR-10 (appendix D, from memory): none
 
 
 RECIPES = {
@@ -75,7 +75,7 @@ RECIPES = {
 
 
 def views(recipe: SimSiamRecipe, image: ImageSpec) -> MakeTwoViews:
-    """Those of MoCo v2 (section 3); the same augmentation twice."""
+    """Those of MoCo v2, as in the published code; the same augmentation twice."""
     return MakeTwoViews(
         Augmentation(
             image,
