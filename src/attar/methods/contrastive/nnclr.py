@@ -14,7 +14,8 @@ no image of this step finds itself. Q starts with random unit vectors. Each view
 The gradient flows through the predictions only, those of the other images too: each p_k is also the negative of every
 other neighbour, and is gathered over processes with its gradient.
 
-Differs: nothing in the numbers that are known to us; there is no published code by the authors.
+Differs: what is marked (from memory) has not been checked against the paper. The benchmark that the small recipe is
+taken from has NT-Xent over neighbours and predictions together; here it is the paper's loss.
 
 Cost: two forward and backward passes, and a product of the batch with the queue for each view (seldom more than a
 hundredth of the step). Memory: the queue, 96 MiB at 98304 embeddings of 256 numbers. No teacher.

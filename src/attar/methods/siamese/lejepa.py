@@ -86,7 +86,7 @@ RECIPES = {
         weight_decay=5e-4,
         decay_bias_and_norm=True,
     ),
-    "small": LeJEPARecipe(  # the minimal example (Imagenette, 128 px, ViT-S/8: linear 90.7) with weight decay for ResNets
+    "small": LeJEPARecipe(  # the minimal example (Imagenette, 128 px, ViT-S/8: linear 90.7), decay of ResNets
         epochs=800,
         batch_size=256,
         optimiser="adamw",
