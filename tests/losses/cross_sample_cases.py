@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attar.errors import ShapeError
 from attar.losses import (
+    barlow_twins,
     bilinear_nce,
     gather_rows,
     info_nce,
@@ -23,12 +24,16 @@ from attar.losses import (
     nce_partition,
     nt_xent,
     own_share,
+    sigreg,
     sinkhorn,
     swapped_prediction,
+    vicreg,
 )
 
 B, E = 6, 7  # of the joined batch
 UNIT = torch.eye(E, dtype=torch.float64)
+DIRECTIONS = torch.randn(3, E, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+WHOLE = ("barlow_twins", "sigreg")  # statistics of the joined batch alone: every process returns the same value
 
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nt_xent": lambda a, b: nt_xent(a, b, temperature=0.3),
@@ -42,6 +47,9 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sinkhorn": lambda a, b: swapped_prediction([a, b], [balanced(a), balanced(b)], temperature=0.5),
     "inva_spread": lambda a, b: inva_spread(a, b, temperature=0.3),
     "nce_partition": lambda a, b: (a * b).mean() * nce_partition(a, b, UNIT, temperature=0.3, num_images=40),
+    "barlow_twins": lambda a, b: barlow_twins(a, b, redundancy_weight=0.2),
+    "vicreg": lambda a, b: vicreg(a, b, similarity_weight=2.0, variance_weight=3.0, covariance_weight=0.5),
+    "sigreg": lambda a, b: sigreg(a, DIRECTIONS) + 2 * sigreg(b, DIRECTIONS),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }

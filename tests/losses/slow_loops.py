@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -175,3 +178,56 @@ def nce(v: Tensor, own: Tensor, drawn: Tensor, t: float, n: int, z: float) -> Te
         for row in drawn:
             loss = loss - (noise / (probability(v[i], row) + noise)).log()
     return loss / len(v)
+
+
+def mean_and_variance(column: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
+    mean = sum(column) / len(column)
+    return mean, sum((v - mean) ** 2 for v in column) / divisor
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, weight: float) -> Tensor:
+    b, e = z1.shape
+
+    def standardised(z: Tensor, d: int) -> list[Tensor]:
+        mean, variance = mean_and_variance([z[n, d] for n in range(b)], b)
+        return [(z[n, d] - mean) / (variance + 1e-5) ** 0.5 for n in range(b)]
+
+    loss = torch.zeros((), dtype=z1.dtype)
+    for i in range(e):
+        for j in range(e):
+            c = sum(x * y for x, y in zip(standardised(z1, i), standardised(z2, j))) / b
+            loss = loss + ((c - 1) ** 2 if i == j else weight * c**2)
+    return loss
+
+
+def vicreg(z1: Tensor, z2: Tensor, ws: float, wv: float, wc: float) -> Tensor:
+    b, e = z1.shape
+    loss = ws * sum((z1[n, d] - z2[n, d]) ** 2 for n in range(b) for d in range(e)) / (b * e)
+    for z in (z1, z2):
+        means = [sum(z[n, d] for n in range(b)) / b for d in range(e)]
+        for i in range(e):
+            variance = mean_and_variance([z[n, i] for n in range(b)], b - 1)[1]
+            spread = (variance + 1e-4) ** 0.5
+            if spread < 1:
+                loss = loss + wv * (1 - spread) / e / 2
+            for j in range(e):
+                if j != i:
+                    c = sum((z[n, i] - means[i]) * (z[n, j] - means[j]) for n in range(b)) / (b - 1)
+                    loss = loss + wc * c**2 / e
+    return loss
+
+
+def sigreg(z: Tensor, directions: Tensor, largest: float, knots: int) -> Tensor:
+    """The integral from -largest to largest, by the trapezoid rule with complex numbers."""
+    step = largest / (knots - 1)
+    ts = [step * k for k in range(-(knots - 1), knots)]
+    loss = torch.zeros((), dtype=z.dtype)
+    for a in directions:
+        heights = []
+        for t in ts:
+            phi = sum(torch.exp(1j * t * (a * row).sum() / (a * a).sum().sqrt()) for row in z) / len(z)
+            gaussian = math.exp(-t * t / 2)
+            heights.append((phi - gaussian).abs() ** 2 * gaussian)
+        integral = sum((left + right) / 2 * step for left, right in pairwise(heights))
+        loss = loss + len(z) * integral
+    return loss / len(directions)

@@ -164,6 +164,24 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda a, b, c: slow.masked_distillation(a, b, MASK, c, 0.4, 0.2),
     ),
     "koleo": ({"a": TWO["a"]}, {}, lambda a: losses.koleo(a), lambda a: slow.koleo(a)),
+    "barlow_twins": (
+        TWO,
+        {},
+        lambda a, b: losses.barlow_twins(a, b, redundancy_weight=0.2),
+        lambda a, b: slow.barlow_twins(a, b, 0.2),
+    ),
+    "vicreg": (  # some dimensions of a vary by less than 1, those of b by more
+        TWO,
+        {},
+        lambda a, b: losses.vicreg(a, b, similarity_weight=2.0, variance_weight=3.0, covariance_weight=0.5),
+        lambda a, b: slow.vicreg(a, b, 2.0, 3.0, 0.5),
+    ),
+    "sigreg": (
+        {"a": TWO["a"]},
+        {"n": rows(3, seed=3)},
+        lambda a, n: losses.sigreg(a, n, max_frequency=2.0, num_knots=5),
+        lambda a, n: slow.sigreg(a, n, 2.0, 5),
+    ),
     **{
         f"similarity_distillation, include_self={own}": (
             {"a": TWO["a"]},

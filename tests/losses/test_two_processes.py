@@ -37,7 +37,8 @@ def test_value_and_gradient_equal_the_joined_batch(two, name):
     value, *gradients = cases.compute(*cases.inputs())[name]
     shares = [process["cases"][name] for process in two]
     torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, value, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(shares[0][0], value), "each process must have computed its own rows"
+    if name not in cases.WHOLE:
+        assert not torch.allclose(shares[0][0], value), "each process must have computed its own rows"
     for i, gradient in enumerate(gradients, start=1):
         joined = torch.cat([share[i] for share in shares]) / 2
         torch.testing.assert_close(joined, gradient, rtol=1e-8, atol=1e-10)

@@ -75,6 +75,23 @@ def test_a_methods_own_groups_scale_and_freeze():
     assert method.b.weight.grad is not None
 
 
+def test_a_group_may_keep_the_peak_rate_through_warm_up_and_decay():
+    recipe = replace(RECIPE, schedule="cosine", warmup_fraction=0.2)
+
+    def groups(m):
+        return [{"params": list(m.a.parameters())}, {"params": list(m.b.parameters()), "constant_lr": True}]
+
+    method = Two(recipe, groups)
+    optimiser = build_optimiser(method, recipe)
+    scheduled = []
+    for step in (0, 2, 9):
+        set_rates(optimiser, recipe, progress(step))
+        rate = {id(p): g["lr"] for g in optimiser.param_groups for p in g["params"]}
+        assert rate[id(method.b.weight)] == rate[id(method.b.bias)] == pytest.approx(0.1)
+        scheduled.append(rate[id(method.a.weight)])
+    assert scheduled[0] == pytest.approx(0.05) and scheduled[1] == pytest.approx(0.1) and scheduled[2] < 0.01
+
+
 def test_groups_that_miss_or_repeat_a_parameter_are_refused():
     with pytest.raises(RecipeError, match=r"leaves out b\.weight"):
         build_optimiser(Two(RECIPE, lambda m: [{"params": list(m.a.parameters())}]), RECIPE)

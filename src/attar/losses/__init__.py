@@ -7,10 +7,13 @@ from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.koleo import koleo
 from attar.losses.masked import masked_distillation, masked_l1, masked_mse, masked_smooth_l1, normalise_patches
 from attar.losses.nce import nce, nce_partition
+from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
     "anchor_similarities",
+    "barlow_twins",
+    "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
     "dino",
@@ -32,8 +35,11 @@ __all__ = [
     "nt_xent",
     "own_share",
     "prototype_cross_entropy",
+    "sigreg",
     "similarity_distillation",
     "sinkhorn",
     "soft_cross_entropy",
     "swapped_prediction",
+    "vicreg",
+    "vicreg_terms",
 ]

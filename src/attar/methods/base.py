@@ -147,8 +147,9 @@ class Method(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]] | None:
         """Only when the paper treats parameters differently: groups with `params` (names allowed: a list of
-        (name, parameter)) and any of `lr_scale`, `weight_decay_scale`, `frozen_fraction` (no update before
-        that share of training). None: the shared rule of train/optimisers.py."""
+        (name, parameter)) and any of `lr_scale`, `constant_lr` (always the peak rate: no warm-up, no decay),
+        `weight_decay_scale`, `frozen_fraction` (no update before that share of training). None: the shared rule of
+        train/optimisers.py."""
         return None
 
 

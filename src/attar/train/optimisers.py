@@ -16,7 +16,8 @@ LARS_TRUST = 1e-3  # You et al. 2017; the value of SimCLR, BYOL, MoCo v3 and Bar
 
 
 def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups of trainable parameters; each carries lr_scale, weight_decay_scale, frozen_fraction, adapt.
+    """Groups of trainable parameters; each carries lr_scale, constant_lr, weight_decay_scale,
+    frozen_fraction, adapt.
 
     Biases and norm parameters (ndim <= 1) are neither decayed nor adapted unless recipe.decay_bias_and_norm.
     A method's own groups are split by the same rule.
@@ -26,6 +27,7 @@ def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
     for group in own:
         shared = {
             "lr_scale": group.get("lr_scale", 1.0),
+            "constant_lr": group.get("constant_lr", False),
             "frozen_fraction": group.get("frozen_fraction", 0.0),
         }
         scale = group.get("weight_decay_scale", 1.0)
@@ -86,7 +88,7 @@ def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, progress: Progre
     lr = learning_rate(recipe, progress.step, progress.total_steps)
     decay = weight_decay(recipe, progress.step, progress.total_steps)
     for group in optimiser.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = (recipe.peak_lr if group["constant_lr"] else lr) * group["lr_scale"]
         group["weight_decay"] = decay * group["weight_decay_scale"]
     return lr
 
