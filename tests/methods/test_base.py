@@ -4,7 +4,7 @@ import pytest
 
 from attar import pretrain
 from attar.errors import BackboneError, RecipeError
-from attar.methods.base import resolve_recipe
+from attar.methods.base import load, resolve_recipe
 
 
 def test_strings_become_the_fields_type():
@@ -43,3 +43,21 @@ def test_what_would_be_ignored_or_misread_is_refused(settings, text):
 def test_a_backbone_without_patches_is_refused_before_images_are_read(tmp_path, method):
     with pytest.raises(BackboneError, match=f"{method} masks the patches.*resnet20 is none.*vit_tiny_p4"):
         pretrain(tmp_path / "missing", out=tmp_path / "run", method=method, backbone="resnet20")
+
+
+def test_a_method_from_a_module_of_ones_own(tmp_path, monkeypatch):
+    """A name with a dot is a module that Python finds; no line of the catalogue is needed."""
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "__init__.py").write_text("")
+    (tmp_path / "my_lab" / "mine.py").write_text("from attar.methods.pretext.rotation import METHOD, RECIPES, views\n")
+    (tmp_path / "my_lab" / "half.py").write_text("RECIPES = {}\n")
+    (tmp_path / "my_lab" / "broken.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load("my_lab.mine").METHOD is load("rotation").METHOD
+    assert resolve_recipe("my_lab.mine", overrides={"epochs": 3}).epochs == 3
+    with pytest.raises(RecipeError, match=r"there is no module 'my_lab.none'"):
+        load("my_lab.none")
+    with pytest.raises(RecipeError, match="does not define METHOD, views"):
+        load("my_lab.half")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):  # not ours to explain away
+        load("my_lab.broken")

@@ -13,6 +13,8 @@ def test_recipes_are_the_papers():
     photo, small, lars = (RECIPES[name] for name in ("photo", "small", "small_lars"))
     assert photo.peak_lr == pytest.approx(4.8) and photo.temperature == 0.1
     assert small.peak_lr == pytest.approx(0.06) and lars.peak_lr == pytest.approx(2.0)
+    v2 = RECIPES["v2"]
+    assert v2.peak_lr == pytest.approx(6.4) and v2.projector_layers == 3 and photo.projector_layers == 2
     assert small.temperature == lars.temperature == 0.5 and small.blur == lars.blur == 0
 
 
@@ -24,6 +26,11 @@ def test_step_is_nt_xent_of_both_views_in_one_pass(bench):
     torch.testing.assert_close(output.loss, nt_xent(z[:6], z[6:], temperature=0.5))
     torch.testing.assert_close(output.embeddings, z[:6].detach())
     assert not torch.equal(batch.view1, batch.view2)
+
+
+def test_the_projector_of_v2_has_a_third_layer(bench):
+    bench = bench("simclr", "v2")
+    assert sum(isinstance(m, torch.nn.Linear) for m in bench.method.projector) == 3
 
 
 def test_hidden_width_is_the_features_unless_given(bench):

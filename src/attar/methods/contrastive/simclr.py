@@ -1,6 +1,8 @@
 """SimCLR: two views of an image must find each other among all views of the batch.
 
-Chen et al. 2020, arXiv:2002.05709.
+v1 Chen et al. 2020, arXiv:2002.05709. v2 Chen et al. 2020, arXiv:2006.10029: a third layer in the projector and a
+larger backbone (`skresnet50` has selective kernels); the algorithm is the same. Of v2's later stages, fine-tuning
+starts from the first layer of the projector.
 
     h = backbone(x),  z = projector(h),  both views of all images in one pass
     l_i = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),  s = cosine of z;  j the other view of image i
@@ -10,7 +12,13 @@ There is no state besides the weights. Across processes negatives are gathered, 
 synchronised: with local statistics a view can recognise its partner by them.
 
 Differs: the published code sums both views, twice this value (LARS does not notice; with SGD double base_lr to match
-it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation.
+it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation. v2's
+optional memory of embeddings (about one point in its paper) is left out; `moco` is the method with a memory.
+
+Cost: two forward and backward passes of the backbone, and logits of 2B x 2B, in blocks.
+
+Choose it when a large batch fits (256 and more on small images, thousands on photographs): it is the plainest of its
+family, and the first to try. With small batches take `moco` or `byol`.
 """
 
 from __future__ import annotations
@@ -34,6 +42,7 @@ class SimCLRRecipe(Recipe):
     """SimCLR's own settings."""
 
     temperature: float  # section 5.1: 0.1 for ImageNet; appendix B.9: 0.5 for CIFAR-10
+    projector_layers: int = 2  # section 4.2; v2 section 3: 3
     projector_hidden_dim: int | None = None  # None: the width of the features, 2048 for ResNet-50 (section 4.2)
     projector_dim: int = 128  # section 4.2
     crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix A: area share of the crops
@@ -51,6 +60,19 @@ RECIPES = {
         warmup_fraction=10 / 1000,
         weight_decay=1e-4,  # published ImageNet command
         temperature=0.1,
+        colour_strength=1.0,
+        blur=0.5,
+    ),
+    "v2": SimCLRRecipe(  # arXiv:2006.10029, section 3 and its appendix; the values are from memory
+        epochs=800,
+        batch_size=4096,
+        optimiser="lars",
+        base_lr=0.1,
+        lr_scaling="sqrt",
+        warmup_fraction=0.05,
+        weight_decay=1e-4,
+        temperature=0.1,
+        projector_layers=3,
         colour_strength=1.0,
         blur=0.5,
     ),
@@ -107,10 +129,10 @@ class SimCLR(Method):
     def __init__(self, recipe: SimCLRRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         self.backbone = backbone
-        hidden = recipe.projector_hidden_dim or backbone.num_features
+        hidden = [recipe.projector_hidden_dim or backbone.num_features] * (recipe.projector_layers - 1)
         # Linear-BN-ReLU, then Linear-BN without shift: every Linear is followed by batch norm, so none needs a bias.
         self.projector = MLP(
-            [backbone.num_features, hidden, recipe.projector_dim],
+            [backbone.num_features, *hidden, recipe.projector_dim],
             norm="batch",
             final_norm="batch_no_shift",
             bias=False,

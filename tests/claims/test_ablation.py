@@ -1,0 +1,128 @@
+"""Ablation claims: the arms are what they say, and the verdict can say yes, no and undecided."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from attar.claims import CLAIMS, ablation, reproduce
+from attar.claims.ablation import Ablation, Arm, Expectation, Size, judge
+from attar.claims.base import ClaimResult
+from attar.claims.views_and_collapse import CLAIMS as ABLATIONS
+from attar.data.images import ImageSpec
+from attar.data.load import load_images
+from attar.methods.base import Progress, Setup, load, resolve_recipe
+from attar.models.backbones import build_backbone
+from attar.views.draws import Draws
+
+IMAGE = ImageSpec(size=16, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+TWO = Ablation(
+    name="two",
+    statement="",
+    source="",
+    arms={"whole": Arm("whole", "a"), "part": Arm("part", "b")},
+    expectations=[Expectation(("whole",), ("part",), "whole over part")],
+)
+
+
+def result(**arms):
+    values = {arm: {metric: list(v) for metric in ablation.METRICS} for arm, v in arms.items()}
+    return ClaimResult(name="two", statement="", data="", conditions={}, arms={}, values=values)
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "verdict"),
+    [
+        ((0.60, 0.61, 0.60), (0.40, 0.41, 0.39), "holds"),
+        ((0.40, 0.41, 0.40), (0.60, 0.61, 0.60), "does not hold"),
+        ((0.52, 0.48, 0.50), (0.50, 0.50, 0.50), "undecided"),
+        ((0.60,), (0.40,), "undecided"),  # one seed
+    ],
+)
+def test_verdicts(whole, part, verdict):
+    assert judge(TWO, result(whole=whole, part=part), digits=False).startswith(f"Verdict: {verdict} at this size.")
+
+
+def test_an_expectation_may_compare_differences():
+    claim = ABLATIONS["byol_views"]
+    arms = dict(byol=(0.6, 0.61, 0.6), byol_crops=(0.5, 0.51, 0.5), simclr=(0.6, 0.61, 0.6))
+    assert "Verdict: holds" in judge(claim, result(**arms, simclr_crops=(0.3, 0.31, 0.3)), digits=False)
+    assert "Verdict: does not hold" in judge(claim, result(**arms, simclr_crops=(0.58, 0.59, 0.58)), digits=False)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
+    """Method and settings of each arm are accepted, no two arms are the same, and expectations name arms."""
+    claim = ABLATIONS[name]
+    assert CLAIMS[name]
+    found = set()
+    for arm in claim.arms.values():
+        recipe = resolve_recipe(arm.method, arm.recipe, {"epochs": 1, "batch_size": 4, **arm.settings})
+        views = load(arm.method).views(recipe, IMAGE)
+        found.add(f"{load(arm.method).METHOD} {recipe} {views}")
+    assert len(found) == len(claim.arms)
+    assert {a for e in claim.expectations for a in (*e.better, *e.worse)} == set(claim.arms)
+
+
+def build(method: str):
+    images = load_images(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8), image_size=16)
+    recipe = resolve_recipe(method, "small", {"batch_size": 16, "epochs": 1})
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet8x0.5", channels=3, image_size=16)
+    module = load(method)
+    method = module.METHOD(recipe, backbone, Setup(image=IMAGE, images=images)).train()
+    batch = images.batch(np.arange(16))
+    return method, module.views(recipe, IMAGE)(batch, Draws(0, batch.index))
+
+
+def test_without_stop_gradient_the_targets_get_a_gradient():
+    """The loss is SimSiam's, to the last bit; the gradient is not."""
+    gradients = []
+    for name in ("simsiam", "attar.claims.arms.simsiam_without_stop_gradient"):
+        method, batch = build(name)
+        loss = method.step(batch, Progress(0, 10, 0, 1)).loss
+        loss.backward()
+        gradients.append((loss.item(), next(method.backbone.parameters()).grad.clone()))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-6)
+    assert not torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-2)
+
+
+def test_heads_are_taken_out():
+    assert isinstance(build("attar.claims.arms.simclr_without_head")[0].projector, torch.nn.Identity)
+    assert isinstance(build("attar.claims.arms.byol_without_predictor")[0].predictor, torch.nn.Identity)
+    norms = [m for m in build("attar.claims.arms.byol_without_batch_norm")[0].projector]
+    assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in norms)
+
+
+@pytest.mark.parametrize("name", ["byol_crops_only", "simclr_crops_only"])
+def test_crops_only_leave_colours_alone(name):
+    """Views of an image of one colour keep that colour."""
+    recipe = resolve_recipe(f"attar.claims.arms.{name}", "small", {"batch_size": 4})
+    images = load_images(np.full((4, 16, 16, 3), (200, 50, 90), np.uint8), image_size=16)
+    batch = images.batch(np.arange(4))
+    made = load(f"attar.claims.arms.{name}").views(recipe, IMAGE)(batch, Draws(0, batch.index))
+    colour = (torch.tensor([200, 50, 90]) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(made.view1, colour.view(1, 3, 1, 1).expand_as(made.view1), rtol=0, atol=0.02)
+
+
+@pytest.mark.slow
+def test_an_ablation_end_to_end(tmp_path, monkeypatch):
+    tiny = Size(
+        images=200,
+        test_images=80,
+        image_size=8,
+        backbone="resnet8x0.5",
+        stem="standard",
+        epochs=1,
+        batch_size=64,
+        seeds=1,
+    )
+    monkeypatch.setitem(ablation.SIZES, "cpu", tiny)
+    found = reproduce("simsiam_collapse", out=tmp_path / "claim", device="cpu")
+    assert set(found.values) == {"untrained", "simsiam", "without_stop_gradient", "without_predictor"}
+    assert set(found.values["simsiam"]) == {"knn", "linear", "embedding std"}
+    assert "Verdict: undecided" in found.verdict and "says" not in found.verdict
+    assert json.loads((tmp_path / "claim" / "claim.json").read_text())["values"] == found.values
