@@ -15,6 +15,8 @@ State: the bank, moved after the optimiser's step, M_i <- n(m M_i + (1 - m) v_i)
 Z, estimated on the first batch (N times the mean of exp(M v / t)) and kept; both are saved. The bank is keyed by the
 stable id of an image and starts with random unit rows.
 
+Section numbers are from memory.
+
 Differs: the paper replaces rows (m = 0) and adds the proximal term (recipe "photo"). The published code has no such
 term and moves rows by m = 0.5, which calms the training as well; its later and better ImageNet model picks the own
 row by a softmax over 65536 drawn ones (recipe "sampled"), and CIFAR-10 has the softmax over all images ("small"). Its
@@ -83,7 +85,7 @@ RECIPES = {
         bank_momentum=0.0,
         proximal_weight=30.0,  # (from memory)
     ),
-    "sampled": InstDiscRecipe(  # the updated ImageNet model of the published code: ResNet-50, linear probe 58.5
+    "sampled": InstDiscRecipe(  # the updated model of the published code, else as its first: ResNet-50, linear 58.5
         epochs=200,
         batch_size=256,
         optimiser="sgd",
