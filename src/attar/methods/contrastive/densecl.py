@@ -12,6 +12,8 @@ State, all moved after the optimiser's step: the teacher of backbone and both pr
 the keys k of this step enter the queue, and n(mean_s of dense_projector(H_s)), one vector an image, the dense queue.
 Keys of all processes enter. Groups of the batch norm are those of moco.
 
+Section numbers are from memory.
+
 Differs: the paper warms lambda up from 0 in the first steps (from memory); the published code, and we, do not. The
 correspondence is taken in the backbone's map, as in the code, not between the projected cells. Where the batch times
 the cells times the queue would not fit, the loss is computed in blocks.
@@ -65,7 +67,7 @@ RECIPES = {
         epochs=200,
         batch_size=256,
         optimiser="sgd",
-        base_lr=0.03,  # published command; section 4.1 has 0.3 for COCO
+        base_lr=0.03,  # published command
         weight_decay=1e-4,
         decay_bias_and_norm=True,
     ),

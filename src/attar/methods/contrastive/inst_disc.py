@@ -15,6 +15,8 @@ State: the bank, moved after the optimiser's step, M_i <- n(m M_i + (1 - m) v_i)
 Z, estimated on the first batch (N times the mean of exp(M v / t)) and kept; both are saved. The bank is keyed by the
 stable id of an image and starts with random unit rows.
 
+Section numbers are from memory.
+
 Differs: the paper replaces rows (m = 0) and adds the proximal term (recipe "photo"). The published code has no such
 term and moves rows by m = 0.5, which calms the training as well; its later and better ImageNet model picks the own
 row by a softmax over 65536 drawn ones (recipe "sampled"), and CIFAR-10 has the softmax over all images ("small"). Its
@@ -22,9 +24,10 @@ bank starts with rows whose length is 1 on average only. It draws K negatives fo
 the batch, which is the same in the mean, and K * E numbers of memory instead of B * K * E. Rows may be drawn twice,
 and be the image's own, as in the code: the noise is uniform over all N images.
 
-NCE with its fixed Z, unlike the softmax, punishes what all embeddings have in common. Where an epoch has few steps
-the bank then follows the embeddings faster than they spread out, and both chase each other: on 1000 images the
-softmax learns and NCE does not. Take NCE for data of ImageNet's size only; a warning says so.
+NCE is for data of ImageNet's size, and a warning says so. Z is estimated while the rows are still random; once they
+are embeddings, with much in common, every drawn row scores far above it, and NCE, unlike the softmax, punishes what
+all have in common. With few steps an epoch the bank follows faster than the embeddings spread out, and both chase
+each other: on 1000 images of CIFAR-10 the softmax learns, and NCE ends at an effective rank of 2.
 
 Cost: one forward and backward of one view; a bank of N * E numbers (1.3 million images: 0.7 GB), and B * K or, with
 the softmax, B * N similarities.
@@ -82,7 +85,7 @@ RECIPES = {
         bank_momentum=0.0,
         proximal_weight=30.0,  # (from memory)
     ),
-    "sampled": InstDiscRecipe(  # the updated ImageNet model of the published code: ResNet-50, linear probe 58.5
+    "sampled": InstDiscRecipe(  # the updated model of the published code, else as its first: ResNet-50, linear 58.5
         epochs=200,
         batch_size=256,
         optimiser="sgd",

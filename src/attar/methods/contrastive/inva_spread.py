@@ -9,6 +9,8 @@ Ye et al. 2019, arXiv:1904.03436.
 
 There is no state besides the weights. Across processes the other views are gathered.
 
+Section numbers are from memory.
+
 Differs: the paper recognises the augmented view among the originals, and keeps originals apart; the published code,
 and we, take two augmented views and treat both alike, each recognised among all other views. As there, the second
 factor of each similarity gets no gradient: every pair occurs in both orders, so both ends are trained. The code's

@@ -14,6 +14,8 @@ the image was, and the image together.
 State: the bank, moved after the optimiser's step with the embeddings of the images only,
 M_i <- n(m M_i + (1 - m) n(f)); Z of NCE, estimated on the first batch's patches and kept for both terms. Saved.
 
+Section numbers are from memory.
+
 Differs: in the paper h divides by the own and the drawn scores of a step; the published code (VISSL), and we, divide
 by InstDisc's fixed Z. The code also posterises and the like (its "random photometric"), which is left out here. One
 draw of negatives serves the batch, see inst_disc. "small" is ours: the softmax over all images, for the reasons given
