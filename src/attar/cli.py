@@ -65,6 +65,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
 Accumulate = Annotated[int, typer.Option("--accumulate", help="Forward passes per optimiser step.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the backbone with torch.compile.")]
+CheckpointActivations = Annotated[
+    bool,
+    typer.Option("--checkpoint-activations", help="Less memory, a third more time: recompute in the backward pass."),
+]
 CheckpointSteps = Annotated[
     int | None, typer.Option("--checkpoint-steps", help="Save every so many steps; default: every 5 minutes.")
 ]
@@ -96,6 +100,7 @@ def pretrain(
     precision: Precision = "auto",
     accumulate: Accumulate = 1,
     compile: Compile = False,
+    checkpoint_activations: CheckpointActivations = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -126,6 +131,7 @@ def pretrain(
         precision=precision,
         accumulate=accumulate,
         compile=compile,
+        checkpoint_activations=checkpoint_activations,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )
@@ -159,6 +165,7 @@ def distill(
     precision: Precision = "auto",
     accumulate: Accumulate = 1,
     compile: Compile = False,
+    checkpoint_activations: CheckpointActivations = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -190,6 +197,7 @@ def distill(
         precision=precision,
         accumulate=accumulate,
         compile=compile,
+        checkpoint_activations=checkpoint_activations,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )

@@ -53,6 +53,7 @@ def pretrain(
     precision: str = "auto",
     accumulate: int = 1,
     compile: bool = False,
+    checkpoint_activations: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -72,7 +73,8 @@ def pretrain(
         image_size: pixels a side; default 224, or the size of the images where they are smaller.
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
         labels: "folder" or a column name; used only for the online kNN, never for training.
-        accumulate: forward passes per optimiser step.
+        accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
+            pass instead of keeping them; for networks that do not fit otherwise.
 
     Returns:
         The run; its weights lie in out/backbone.safetensors.
@@ -108,6 +110,7 @@ def distill(
     precision: str = "auto",
     accumulate: int = 1,
     compile: bool = False,
+    checkpoint_activations: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,

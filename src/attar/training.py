@@ -75,6 +75,7 @@ class Request:
     precision: str
     accumulate: int
     compile: bool
+    checkpoint_activations: bool
     checkpoint_steps: int | None
     resume: bool
     progress: bool
@@ -429,6 +430,8 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         stem=request.stem,
         pretrained=request.pretrained,
     )
+    if request.checkpoint_activations:
+        backbone.checkpoint_activations()
     if backbone.reduces_to_a_pixel():
         logger.warning(
             "%s reduces images of %d pixels to a single position before it pools, so most of its depth sees no "

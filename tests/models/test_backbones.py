@@ -1,5 +1,7 @@
 """Backbones: the papers' sizes, named stages, and errors that say what fits."""
 
+import copy
+
 import pytest
 import torch
 
@@ -182,3 +184,33 @@ def test_features_and_their_map_come_from_one_pass(name):
 def test_handcrafted_features_have_no_map():
     with pytest.raises(BackboneError, match="hog shows no map"):
         build_backbone("hog", image_size=32).features_and_map(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["resnet8x0.5", "resnet10t", "vit_micro_p8"])
+def test_recomputed_activations_give_the_same_gradients(name):
+    torch.manual_seed(0)
+    plain = build_backbone(name, image_size=32).train()
+    again = copy.deepcopy(plain)
+    again.checkpoint_activations()
+    images = torch.randn(4, 3, 32, 32)
+    saved: list[int] = []
+    for network in (plain, again):
+        count = 0
+
+        def keep(tensor):
+            nonlocal count
+            count += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = network(images).square().sum()
+        saved.append(count)
+        loss.backward()
+    for (key, one), two in zip(plain.named_parameters(), again.parameters()):
+        torch.testing.assert_close(two.grad, one.grad, msg=lambda m, key=key: f"{key}: {m}")
+    assert saved[1] < 0.7 * saved[0], "less is kept"
+
+
+def test_a_network_without_blocks_cannot_recompute():
+    with pytest.raises(BackboneError, match="hog cannot recompute its activations"):
+        build_backbone("hog", image_size=32).checkpoint_activations()

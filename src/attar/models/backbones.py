@@ -83,6 +83,21 @@ class Backbone(nn.Module):
         feature_map = network.forward_features(images)
         return network.forward_head(feature_map), feature_map
 
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more time.
+
+        Weights and gradients are what they would be; batch norm's running statistics move twice a step.
+
+        Raises:
+            BackboneError: for a network that cannot.
+        """
+        try:
+            self.network.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError) as error:
+            raise BackboneError(
+                f"{self.spec.name} cannot recompute its activations; leave out --checkpoint-activations."
+            ) from error
+
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's names (own nets: under their own)."""
         return self.network.state_dict()

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import re
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 EXAMPLES = (
     "resnet8",
@@ -59,15 +61,20 @@ class Staged(nn.Module):
     """A straight list of named stages, average-pooled at the end."""
 
     body: nn.ModuleDict
+    checkpointed = False
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map; the names of these two methods are timm's."""
+        again = self.checkpointed and torch.is_grad_enabled()
         for stage in self.body.values():
-            images = stage(images)
+            images = checkpoint(stage, images, use_reentrant=False) if again else stage(images)
         return images
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.checkpointed = enable
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
         return feature_map.mean(dim=(2, 3))
