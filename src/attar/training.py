@@ -522,14 +522,19 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, result: FitResult) -> None:
 
     from attar.models.heads import MLP
     from attar.models.saved import save_backbone, save_projector
+    from attar.reporting.attention import attention_of
     from attar.reporting.gallery import collect_gallery
     from attar.train.loop import views_of
+    from attar.views.augmentation import CentreView
     from attar.views.contact_sheet import contact_sheet
 
     method = job.method.eval()
     first = job.images.batch(np.arange(min(8, len(job.images)))).to(job.world.device)
     views = views_of(first, job.make_views, job.options.seed, 0)
     contact_sheet(views, job.image, num_images=8).save(run / "views.png")
+    attended = attention_of(method.backbone, CentreView(job.image)(first), first.index)
+    if attended is not None:
+        contact_sheet(attended, job.image, num_images=8).save(run / "attention.png")
     collect_gallery(method.backbone, job.image, job.images, out=run / "gallery.npz", device=job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))

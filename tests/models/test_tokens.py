@@ -11,6 +11,7 @@ from attar.models.decoder import PatchDecoder, sine_cosine
 from attar.models.tokens import (
     Tokens,
     check_tokens,
+    class_attention,
     embed,
     indices_of,
     patch_size,
@@ -142,3 +143,27 @@ def test_other_backbones_are_refused_with_names_of_those_that_fit(name, needs, t
 def test_a_mask_of_another_grid_is_refused():
     with pytest.raises(ShapeError, match=r"masked has shape \(2, 9\).*\(2, 16\) is needed"):
         embed(vit(), images(), masked=torch.zeros(2, 9, dtype=torch.bool), mask_token=torch.zeros(1, 128))
+
+
+@pytest.mark.parametrize("name", ["vit_micro_p8", "vit_tiny_p8_reg4"])
+def test_class_attention_is_what_the_last_block_computes(name):
+    """Timm's own attention, caught at the softmax (its unfused path)."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, image_size=32).eval()
+    images = torch.randn(2, 3, 32, 24 + 8)
+    attention = backbone.network.blocks[-1].attn
+    attention.fused_attn = False
+    caught = []
+    attention.attn_drop.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    backbone(images)
+    shares = class_attention(backbone, images)
+    prefix = backbone.network.num_prefix_tokens
+    assert shares.shape == (2, attention.num_heads, 4, 4)
+    torch.testing.assert_close(shares.flatten(2), caught[0][:, :, 0, prefix:])
+    assert shares.sum(dim=(2, 3)).max() < 1
+
+
+def test_networks_without_a_class_token_have_no_class_attention():
+    images = torch.randn(2, 3, 32, 32)
+    assert class_attention(build_backbone("vit_micro_p8_gap", image_size=32), images) is None
+    assert class_attention(build_backbone("resnet8", image_size=32), images) is None

@@ -128,6 +128,28 @@ def pool(backbone: Backbone, tokens: Tokens) -> Tensor:
     return network.forward_head(torch.cat(tokens, dim=1))
 
 
+@torch.no_grad()
+def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
+    """Where the class token of the last block looks: (B, heads, H', W'), shares of its attention to the patches.
+
+    None for networks without a class token, and for those whose blocks are not timm's plain ones.
+    Source: Caron et al. 2021, arXiv:2104.14294, figure 1.
+    """
+    network: Any = backbone.network
+    if not _is_plain_vit(network) or not network.has_class_token:
+        return None
+    x = torch.cat(embed(backbone, images), dim=1)
+    for block in network.blocks[:-1]:
+        x = block(x)
+    attention = network.blocks[-1].attn
+    normed = network.blocks[-1].norm1(x)
+    qkv = attention.qkv(normed).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d)
+    q, k = attention.q_norm(qkv[0][:, :, :1]), attention.k_norm(qkv[1])
+    shares = (attention.scale * q @ k.transpose(2, 3)).softmax(dim=3)[:, :, 0, network.num_prefix_tokens :]
+    rows = images.shape[2] // patch_size(backbone)
+    return shares.unflatten(2, (rows, -1)).float()
+
+
 def key_mask(valid: Tensor, num_prefix: int = 0) -> Tensor:
     """What timm's attention takes: bool (B, 1, 1, P + N), True where a token may be attended to."""
     return nn.functional.pad(valid, (num_prefix, 0), value=True)[:, None, None]
