@@ -68,7 +68,8 @@ def test_one_method_whole(attar):
         (["pretrain", "digits", "--out", "{tmp}/r", "--method", "seed"], "needs a teacher"),
         (["distill", "digits", "--teacher", "hog", "--out", "{tmp}/r", "--method", "simclr"], "no use for a teacher"),
         (["pretrain", "{tmp}/none", "--out", "{tmp}/r"], "/none"),
-        (["pretrain", "{tmp}", "--out", "{tmp}/r"], "holds no images"),
+        (["pretrain", "{tmp}", "--out", "{tmp}-r"], "holds no images"),
+        (["pretrain", "{tmp}", "--out", "{tmp}/r"], "lies inside the images of"),
         (
             ["pretrain", "digits", "--out", "{tmp}/r", "--backbone", "resnet8", "--batch-size", "4096"],
             "larger than the data",

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from attar.errors import RecipeError
+from attar.errors import AttarError, RecipeError
 from attar.pipeline import run
 
 TRAINING = {
@@ -39,7 +39,7 @@ def test_all_stages_then_nothing_then_only_what_changed(tmp_path):
     assert (tmp_path / "out" / "report.html").is_file()
     assert run(file).ran == []
     recipe["stages"] = [*STAGES[:2], {"evaluate": {**STAGES[2]["evaluate"], "protocols": ["knn", "linear"]}}, STAGES[3]]
-    assert run(write(file, recipe)).ran == ["evaluate"]
+    assert run(write(file, recipe)).ran == ["evaluate", "report"]  # the report tells of the evaluation
 
 
 def test_a_stage_that_failed_is_the_first_of_the_next_try(tmp_path, monkeypatch):
@@ -121,3 +121,47 @@ def test_an_argument_that_is_missing_is_found_before_anything_runs(tmp_path):
     file = write(tmp_path / "r.yaml", {"out": str(tmp_path / "out"), "stages": [{"evaluate": {"run": "model"}}]})
     with pytest.raises(RecipeError, match="stage 1: evaluate needs labelled"):
         run(file)
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ({"name": "teacher", "pretrain": TRAINING}, "stage 2: an earlier stage is named 'teacher' too"),
+        ({"name": "b", "pretrain": {**TRAINING, "method": "simcrl"}}, "stage 2: unknown method 'simcrl'"),
+        ({"name": "b", "pretrain": {**TRAINING, "lr": "fast"}}, "stage 2: lr: 'fast' is no number"),
+        ({"name": "b", "pretrain": {**TRAINING, "settings": {"temperature": -1}}}, "temperature=-1.0 is not accepted"),
+        ({"name": "b", "distill": {**TRAINING, "teacher": "teecher"}}, "unknown stage, folder or network 'teecher'"),
+        ({"evaluate": {"run": "teacher", "labelled": "digits", "protocols": "knnn"}}, "unknown protocol 'knnn'"),
+        ({"report": {"runs": ["teecher"]}}, "teecher is no earlier stage and no folder; earlier: teacher"),
+        ({"name": "b", "pretrain": {**TRAINING, "source": ["a", "b"]}}, "give one folder, file or name"),
+    ],
+)
+def test_a_mistake_in_a_later_stage_is_found_before_the_first_trains(tmp_path, second, text):
+    file = write(tmp_path / "r.yaml", {"out": str(tmp_path / "out"), "stages": [STAGES[0], second]})
+    with pytest.raises(AttarError, match=text):
+        run(file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_yamls_texts_become_numbers_and_single_names_lists(tmp_path):
+    stages = [
+        {"name": 1, "pretrain": {**TRAINING, "lr": "1e-3", "epochs": "1"}},
+        {"evaluate": {"run": "1", "labelled": "digits", "protocols": "knn", "controls": False, "progress": False}},
+    ]
+    assert run(write(tmp_path / "r.yaml", {"out": str(tmp_path / "out"), "stages": stages})).ran == ["1", "evaluate"]
+
+
+def test_corrected_labels_are_evaluated_anew(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)
+    np.savez("images.npz", images=pixels, labels=np.arange(64) % 2)
+    stages = [
+        {"name": "model", "pretrain": {**SHORT, "source": "digits", "progress": False}},
+        {"evaluate": {"run": "model", "labelled": "images.npz", "protocols": ["knn"], "controls": False}},
+    ]
+    file = write(tmp_path / "r.yaml", {"out": "out", "stages": stages})
+    assert run(file).ran == ["model", "evaluate"] and run(file).ran == []
+    np.savez("images.npz", images=pixels, labels=np.arange(64) % 4)
+    assert run(file).ran == ["evaluate"]

@@ -215,3 +215,117 @@ def test_the_smaller_batch_is_said_to_python_users_too(pixels, tmp_path, caplog)
         stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "batch_size": None})
     assert "Batch 32 instead of the recipe's" in caplog.text
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["settings"]["batch_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"epochs": 0}, "epochs=0 is not accepted; give 1 or more"),
+        ({"batch_size": 0}, "batch_size=0 is not accepted"),
+        ({"warmup_fraction": 5}, "warmup_fraction=5.0 is not accepted; give a number from 0 to 1"),
+        ({"weight_decay": -1}, "weight_decay=-1.0 is not accepted; give 0 or more"),
+        ({"adam_betas": (0.9, 1.5)}, "adam_betas=.* is not accepted"),
+        ({"temperature": 0}, "temperature=0.0 is not accepted; give a number above 0"),
+        ({"projector_layers": 0}, "projector_layers=0 is not accepted"),
+        ({"clip_gradient": -1}, "clip_gradient=-1.0 is not accepted"),
+    ],
+)
+def test_a_field_of_the_recipe_outside_its_range_is_refused(tmp_path, settings, text):
+    adam = {"optimiser": "adamw"} if "adam_betas" in settings else {}
+    given = {k: v for k, v in TINY.items() if k not in settings}
+    with pytest.raises(AttarError, match=text):
+        stages.pretrain("digits", out=tmp_path / "run", settings={**adam, **settings}, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_recipe_of_the_catalogue_is_within_the_ranges():
+    from dataclasses import asdict
+
+    from attar.methods import CATALOGUE
+    from attar.methods.base import _check_range, load
+
+    for method in CATALOGUE:
+        for recipe in load(method).RECIPES.values():
+            for name, value in asdict(recipe).items():
+                _check_range(method, name, value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"teacher": "none/such"}, "none/such does not exist"),
+        ({"teacher": "resnet81"}, "unknown backbone 'resnet81'"),
+        ({"teacher": "hog", "backbone": "hog"}, "--backbone hog has no weights to train"),
+        ({"teacher": "hog", "stem": "small"}, "takes no stem=small"),
+        ({"teacher": "hog", "method": "./mine.py"}, "method './mine.py' is a path"),
+    ],
+)
+def test_teacher_and_network_are_looked_at_before_the_images(tmp_path, monkeypatch, wrong, text):
+    monkeypatch.setattr("attar.data.load.load_images", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(AttarError, match=text):
+        stages.distill("digits", out=tmp_path / "run", **{"method": "cluster_transfer", **TINY, **wrong})
+
+
+def test_a_run_inside_its_own_images_is_refused(tmp_path):
+    with pytest.raises(RunError, match="lies inside the images"):
+        stages.pretrain(tmp_path, out=tmp_path / "runs" / "a", **TINY)
+
+
+def test_a_run_without_a_step_may_be_begun_anew(pixels, tmp_path, monkeypatch):
+    from attar.train import loop
+
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "update", lambda *_: (_ for _ in ()).throw(TrainingError("at the first step")))
+        with pytest.raises(TrainingError):
+            stages.pretrain(pixels, out=tmp_path / "run", **TINY)
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+    assert stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "seed": 1}).recipe["seed"] == 1
+
+
+def test_a_collapse_is_remembered_over_a_stop_after_the_last_step(pixels, tmp_path, monkeypatch):
+    from attar import training
+    from attar.train import health
+
+    monkeypatch.setattr(health, "COLLAPSED_STD", 2.0)  # everything counts as collapsed
+    with monkeypatch.context() as stopped:
+        stopped.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stages.pretrain(pixels, out=tmp_path / "run", **TINY)
+    run = stages.pretrain(pixels, out=tmp_path / "run", resume=True, **TINY)
+    assert run.fit.collapsed and json.loads((tmp_path / "run" / "backbone.json").read_text())["provenance"]["collapsed"]
+
+
+def test_settings_of_a_protocol_keep_its_rows_apart(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    found = stages.evaluate(run, "digits", protocols=("knn:1", "knn:60"), controls=("pixels",), progress=False)
+    rows = {(r["subject"], r["settings"]["variant"]): r["value"] for r in found.rows if r["metric"] == "top1"}
+    assert set(rows) == {(s, v) for s in ("model", "pixels") for v in ("k=1", "k=60")}
+    compared = {c["variant"]: c for c in found.details["comparisons"] if c["metric"] == "top1"}
+    for variant in ("k=1", "k=60"):
+        assert compared[variant]["model_value"] == rows["model", variant]
+
+
+def test_rows_about_other_labels_are_not_joined(finished, tmp_path):
+    from attar.data.load import load_images
+
+    run = shutil.copytree(finished, tmp_path / "run")
+    digits = load_images("digits", image_size=8, channels=3)
+    quiet = {"controls": False, "progress": False}
+    stages.evaluate(run, digits, protocols=("knn",), **quiet)
+    from dataclasses import replace
+
+    parity = replace(digits, labels=digits.labels % 2, classes=("even", "odd"))
+    stages.evaluate(run, parity, protocols=("linear",), **quiet)
+    assert {r["protocol"] for r in json.loads((run / "evaluation.json").read_text())["rows"]} == {"linear"}
+
+
+def test_an_evaluation_that_cannot_be_kept_is_still_given(finished, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    found = stages.evaluate(finished, "digits", protocols=("knn",), controls=False, progress=False)
+    assert found.rows and "is not writable" in caplog.text and not (finished / "evaluation.json").exists()
+
+
+def test_other_channels_than_the_teachers_are_refused(finished, tmp_path):
+    with pytest.raises(AttarError, match="the teacher takes 3 channels, and these images have 1; use --channels 3"):
+        stages.distill("digits", teacher=finished, out=tmp_path / "run", channels=1, backbone="resnet8", epochs=1)
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,12 @@ class Size:
     epochs: int
     batch_size: int
 
-    def vit_for(self, tokens: str) -> str:
-        """The ViT for methods that need these tokens (`Method.needs_tokens`)."""
-        return f"{self.vit}_gap" if tokens == "mean" else self.vit
+    def backbone_for(self, method: str) -> str:
+        """The convnet, or for methods that mask patches the ViT with the tokens they need."""
+        from attar.methods.base import load
+
+        tokens = load(method).METHOD.needs_tokens
+        return {"": self.backbone, "mean": f"{self.vit}_gap"}.get(tokens, self.vit)
 
 
 SIZES = {
@@ -121,7 +124,7 @@ class Leaderboard:
         groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in self.entries:
             groups.setdefault((entry.name, entry.backbone), []).append(entry)
-        place = lambda item: (item[1][0].kind == "control", bool(item[1][0].failure), -_mean(item[1], "knn"))  # noqa: E731
+        place = lambda item: (item[1][0].kind == "control", _mean(item[1], "knn") == 0, -_mean(item[1], "knn"))  # noqa: E731
         return dict(sorted(groups.items(), key=place))
 
     def table(self) -> str:
@@ -132,7 +135,7 @@ class Leaderboard:
         rows = [head, ["---"] * len(head)]
         for (name, backbone), entries in self.lines().items():
             first = entries[0]
-            if first.failure is not None:
+            if all(entry.failure is not None for entry in entries):
                 rows.append([name, first.kind, backbone, f"failed: {first.failure}", *[""] * (len(head) - 4)])
                 continue
             cells = [_spread([100 * e.values[c][0] for e in entries if c in e.values]) for c in columns]
@@ -158,7 +161,7 @@ class Leaderboard:
             if all(
                 protocol in e.values and protocol in untrained.values
                 and e.values[protocol][1] > untrained.values[protocol][2]
-                for e in entries
+                for e in entries if e.failure is None
             )
         ]  # fmt: skip
         return ", ".join(above) or "no"
@@ -195,20 +198,24 @@ def leaderboard(
 
     if size not in SIZES:
         raise RecipeError(unknown_name("size", size, SIZES))
-    if seeds < 1:
-        raise RecipeError(f"--seeds {seeds}: it must be 1 or more.")
+    for option, given in (("seeds", seeds), ("epochs", epochs)):
+        if given is not None and given < 1:
+            raise RecipeError(f"--{option} {given}: it must be 1 or more.")
+    if methods is not None and not methods:
+        raise RecipeError("--methods names none; leave it out for all that need no teacher.")
     for name in methods or ():
         if load(name).METHOD.needs_teacher:
             raise RecipeError(f"{name} distils a teacher; the leaderboard compares methods that need none.")
     chosen = list(methods or (name for name in CATALOGUE if not load(name).METHOD.needs_teacher))
-    plan = SIZES[size] if epochs is None else Size(**{**asdict(SIZES[size]), "epochs": epochs})
+    plan = SIZES[size] if epochs is None else replace(SIZES[size], epochs=epochs)
     train, held_out = _data(data, test, plan)
+    plan = replace(plan, batch_size=min(plan.batch_size, max(len(train) // 4, 2)))
     out = Path(out or f"runs/leaderboard-{size}-{train.digest[:8]}")
     _claim(out, plan, train, held_out)
     board = Leaderboard(size, f"{len(train)} images of {Path(str(data)).name}, {plan.epochs} epochs", out)
     for seed in range(seeds):
         for name in _controls(chosen, plan) if seed == 0 else ():
-            make = partial(_control, name, plan, train, held_out)
+            make = partial(_control, name, plan, train, held_out, device)
             board.entries.append(_kept(out / "results" / f"{name}.json", make))
         for name in chosen:
             make = partial(_method, name, seed, plan, out, train, held_out, device)
@@ -273,13 +280,13 @@ def _kept(path: Path, make: Callable[[], Entry]) -> Entry:
 
 
 def _method(name: str, seed: int, plan: Size, out: Path, train: Images, held_out: Images, device: str) -> Entry:
-    from attar.methods import CATALOGUE
+    from attar.methods import entry as catalogue_line
     from attar.methods.base import load
     from attar.models.saved import load_backbone
 
     tokens = load(name).METHOD.needs_tokens
-    backbone = plan.vit_for(tokens) if tokens else plan.backbone
-    entry = Entry(name, CATALOGUE[name].family, backbone, seed)
+    backbone = plan.backbone_for(name)
+    entry = Entry(name, catalogue_line(name).family, load(name).METHOD.backbone_name(backbone), seed)
     logger.info("%s, seed %d", name, seed)
     run = out / name / f"seed{seed}"
     stem = "standard" if tokens else plan.stem
@@ -287,11 +294,11 @@ def _method(name: str, seed: int, plan: Size, out: Path, train: Images, held_out
     options |= {"epochs": plan.epochs, "batch-size": plan.batch_size, "device": device, "out": run}
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
     command = [sys.executable, "-m", "attar", "pretrain", str(out / "train.npz"), *arguments, "--resume"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode in (130, -signal.SIGINT, -signal.SIGTERM):
+    code, said = _wait_for(command)
+    if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
-    if done.returncode:
-        entry.failure = done.stderr.strip().splitlines()[-1].removeprefix("attar: ")[:300]
+    if code:
+        entry.failure = said if code == 2 else f"ended by signal {-code}" if code < 0 else f"{said} (exit {code})"
         logger.error("%s failed: %s", name, entry.failure)
         return entry
     fit = json.loads((run / "fit.json").read_text())
@@ -299,46 +306,67 @@ def _method(name: str, seed: int, plan: Size, out: Path, train: Images, held_out
     entry.peak_memory = fit["peak_memory"]
     model, image, _ = load_backbone(run)
     more = (FINETUNE,) if entry.kind in FINETUNED else ()
-    return _measured(entry, model, image, (*PROTOCOLS, *more), train, held_out)
+    return _measured(entry, model, image, (*PROTOCOLS, *more), train, held_out, device)
+
+
+def _wait_for(command: list[str]) -> tuple[int, str]:
+    """Exit code and last line of stderr. A stop is passed on, and waited for: the training saves before it ends."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = process.communicate()[1]
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    last = (said.strip().splitlines() or ["it said nothing"])[-1]
+    return process.returncode, last.removeprefix("attar: ")[:300]
 
 
 def _controls(methods: Sequence[str], plan: Size) -> list[str]:
     """Pixels, HOG, and each backbone that one of the methods trains."""
     from attar.methods.base import load
 
-    needs = [load(name).METHOD.needs_tokens for name in methods]
-    return ["pixels", "hog", *dict.fromkeys(plan.vit_for(tokens) if tokens else plan.backbone for tokens in needs)]
+    backbones = (load(name).METHOD.backbone_name(plan.backbone_for(name)) for name in methods)
+    return ["pixels", "hog", *dict.fromkeys(backbones)]
 
 
-def _control(name: str, plan: Size, train: Images, held_out: Images) -> Entry:
+def _control(name: str, plan: Size, train: Images, held_out: Images, device: str) -> Entry:
     """Pixels, HOG, or an untrained backbone; its fine-tuning with all labels is the supervised upper line."""
-    import torch
-
     from attar.data.statistics import image_spec
     from attar.evaluation.controls import random_init
     from attar.evaluation.evaluation import prepare
     from attar.evaluation.subject import Subject, Task
     from attar.models.backbones import build_backbone
+    from attar.train.distributed import choose_device
 
     image = image_spec(train, plan.image_size)
-    stem = plan.stem if name == plan.backbone else "standard"
+    stem = "standard" if name.startswith("vit_") else plan.stem
     model = build_backbone(name, channels=image.channels, image_size=image.size, stem=stem)
     if name in ("pixels", "hog"):
-        return _measured(Entry(name, "control", "–", 0), model, image, PROTOCOLS, train, held_out)
+        return _measured(Entry(name, "control", "–", 0), model, image, PROTOCOLS, train, held_out, device)
     fitted, measured, classes = prepare(train, held_out, seed=0)
-    task = Task(fitted, measured, classes, 0, torch.device("cpu"), "auto", 256, False)
+    task = Task(fitted, measured, classes, 0, choose_device(device), "auto", 256, False)
     chosen = random_init(Subject("model", model, image, task))
     entry = Entry("random initialisation", "control", name, 0)
-    return _measured(entry, chosen.backbone, image, (*PROTOCOLS, FINETUNE), train, held_out)
+    return _measured(entry, chosen.backbone, image, (*PROTOCOLS, FINETUNE), train, held_out, device)
 
 
-def _measured(entry: Entry, model: Any, image: Any, protocols: Sequence[str], train: Images, held_out: Images) -> Entry:
+def _measured(
+    entry: Entry,
+    model: Any,
+    image: Any,
+    protocols: Sequence[str],
+    train: Images,
+    held_out: Images,
+    device: str,
+) -> Entry:
     from attar.evaluation.evaluation import evaluate
 
-    found = evaluate(model, image, train, held_out, protocols=protocols, controls=(), progress=False)
+    found = evaluate(model, image, train, held_out, protocols=protocols, controls=(), device=device, progress=False)
     for row in found.rows:
         if row["metric"] == "top1":
-            key = f"{row['protocol']} {row['settings']['variant']}".strip()
+            several = row["protocol"] == "low_label"
+            key = f"low_label {row['settings']['variant']}" if several else row["protocol"]
             entry.values[key] = (row["value"], row["low"], row["high"])
     entry.rank = found.details["feature_rank"]
     return entry
@@ -354,7 +382,7 @@ def _plot(board: Leaderboard, path: Path) -> None:
     """kNN and linear top-1 of every line, the controls as vertical rules."""
     from matplotlib.figure import Figure
 
-    lines = {key: entries for key, entries in board.lines().items() if entries[0].failure is None}
+    lines = {key: entries for key, entries in board.lines().items() if any(e.failure is None for e in entries)}
     methods = {key: entries for key, entries in lines.items() if entries[0].kind != "control"}
     figure = Figure(figsize=(8, 2.4 + 0.28 * len(methods)), layout="constrained")
     axes = figure.add_subplot()

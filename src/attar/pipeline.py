@@ -88,13 +88,78 @@ def read_pipeline(path: Path) -> tuple[Path, list[Stage]]:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or "out" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content.get("out"):
         raise RecipeError(f"{path}: a pipeline has `out` (a folder) and `stages` (a list); see docs/pipelines.md.")
-    return Path(content["out"]), [_read_stage(path, i, entry) for i, entry in enumerate(content["stages"], 1)]
+    out = Path(str(content["out"]))
+    plan: list[Stage] = []
+    for number, entry in enumerate(content["stages"], 1):
+        where = f"{path}, stage {number}"
+        stage = _read_stage(where, entry)
+        earlier = [s.name for s in plan if s.name]
+        if stage.name in earlier:
+            raise RecipeError(f"{where}: an earlier stage is named {stage.name!r} too; each needs its own folder.")
+        _check_stage(where, stage, earlier, out)
+        plan.append(stage)
+    return out, plan
 
 
-def _read_stage(path: Path, number: int, entry: Any) -> Stage:
-    where = f"{path}, stage {number}"
+def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> None:
+    """What would fail when its turn comes, hours later: names of runs, methods, networks, protocols, settings."""
+    from attar import stages
+    from attar.errors import AttarError
+    from attar.models.backbones import check_name
+    from attar.training import Request, check
+
+    for name in _references(stage):
+        if name not in earlier and not Path(name).exists():
+            if len(Path(name).parts) > 1 or stage.kind == "report":
+                raise RecipeError(f"{where}: {name} is no earlier stage and no folder; earlier: {', '.join(earlier)}.")
+            try:
+                check_name(name)
+            except AttarError:
+                raise RecipeError(f"{where}: " + unknown_name("stage, folder or network", name, earlier)) from None
+    try:
+        if stage.kind in TRAININGS:
+            bound = inspect.signature(_function(stage.kind)).bind(**stage.arguments, out=out / str(stage.name))
+            bound.apply_defaults()
+            given = {**bound.arguments, "resume": True}
+            if given.get("teacher") in earlier:
+                given["teacher"] = stage  # its folder is not there yet, so there is nothing to look at
+            check(Request(**given))
+        elif stage.kind == "evaluate":
+            stages.check_evaluation(
+                stage.arguments.get("protocols", ("knn",)),
+                stage.arguments.get("device", "auto"),
+                stage.arguments.get("precision", "auto"),
+            )
+    except AttarError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+_NUMBERS = {
+    **dict.fromkeys(("epochs", "batch_size", "image_size", "workers", "seed", "accumulate", "checkpoint_steps"), int),
+    **dict.fromkeys(("minutes", "lr"), float),
+}
+_LISTS = ("protocols", "runs")
+
+
+def _typed(where: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """YAML's 1e-3 is a text, and a list of one is easily written as the one."""
+    typed = dict(arguments)
+    for name, value in arguments.items():
+        if name in _NUMBERS and value is not None:
+            try:
+                typed[name] = _NUMBERS[name](value)
+            except (TypeError, ValueError):
+                raise RecipeError(f"{where}: {name}: {value!r} is no number.") from None
+        elif name in _LISTS and isinstance(value, str):
+            typed[name] = [value]
+        elif name in _SOURCES and not isinstance(value, str):
+            raise RecipeError(f"{where}: {name}: {value!r} is not accepted; give one folder, file or name.")
+    return typed
+
+
+def _read_stage(where: str, entry: Any) -> Stage:
     kinds = [key for key in entry if key != "name"] if isinstance(entry, dict) else []
     if len(kinds) != 1:
         raise RecipeError(f"{where}: write one of {', '.join(KINDS)} with its arguments, and for a training a name.")
@@ -105,14 +170,14 @@ def _read_stage(path: Path, number: int, entry: Any) -> Stage:
         raise RecipeError(f"{where}: {kind} needs a name; its run is kept in the folder out/NAME.")
     parameters = inspect.signature(_function(kind)).parameters
     accepted = set(parameters) - ({"out", "resume"} if kind in TRAININGS else set())
-    arguments = entry[kind] or {}
+    arguments = _typed(where, entry[kind] or {})
     for argument in arguments:
         if argument not in accepted:
             raise RecipeError(f"{where}: " + unknown_name(f"argument of {kind}", argument, accepted, limit=40))
     for name in accepted - arguments.keys():
         if parameters[name].default is inspect.Parameter.empty:
             raise RecipeError(f"{where}: {kind} needs {name}.")
-    return Stage(kind, arguments, entry.get("name"))
+    return Stage(kind, arguments, str(entry["name"]) if entry.get("name") else None)
 
 
 def _function(kind: str) -> Any:
@@ -127,15 +192,21 @@ def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
     done: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
     result = PipelineResult(out)
     digests: dict[str, str] = {}
+    about: dict[str, list[str]] = {}  # run -> digests of the stages that measured or exported it
     for number, stage in enumerate(plan, 1):
         key = f"{number}-{stage.title}"
         arguments = _arguments(stage, out, digests)
-        depends = sorted({digests[name] for name in _mentioned(stage, digests)})
+        mentioned = [name for name in _references(stage) if name in digests]
+        depends = sorted({digests[name] for name in mentioned})
+        if stage.kind == "report":
+            depends += sorted(digest for name in mentioned for digest in about.get(name, ()))
         reads = _digests_outside(stage, digests)
         text = json.dumps([stage.kind, stage.arguments, stage.name, depends, reads], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if stage.name:
             digests[stage.name] = digest
+        for name in mentioned if stage.kind in ("evaluate", "export") else ():
+            about.setdefault(name, []).append(digest)
         if done.get(key) == digest and _output(stage, arguments).exists():
             logger.info("Stage %d of %d, %s: done already.", number, len(plan), stage.title)
             result.skipped.append(stage.title)
@@ -173,13 +244,14 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
     found = []
     for key in _SOURCES:
         if isinstance(given := stage.arguments.get(key), str):
-            found.append(open_source(given, None).digest)
-    for key in _REFERENCES:
-        given = stage.arguments.get(key)
-        for item in given if isinstance(given, list) else [given]:
-            weights = Path(str(item)) / "backbone.json"
-            if item not in names and weights.is_file():
-                found.append(hashlib.sha256(weights.read_bytes()).hexdigest())
+            source = open_source(given, stage.arguments.get("labels") or ("auto" if key in _LABELLED else None))
+            labels = b"" if source.labels is None else source.labels.astype("<i8").tobytes()
+            text = f"{source.digest} {list(source.classes)}".encode()
+            found.append(hashlib.sha256(text + labels).hexdigest())
+    for item in _references(stage):
+        weights = Path(item) / "backbone.json"
+        if item not in names and weights.is_file():
+            found.append(hashlib.sha256(weights.read_bytes()).hexdigest())
     return found
 
 
@@ -194,14 +266,16 @@ def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
     return Path(arguments.get("out") or Path(arguments["run"]) / "export.json")
 
 
-_SOURCES = ("source", "labelled", "test", "calibration")
+_LABELLED = ("labelled", "test")  # sources whose labels count
+_SOURCES = ("source", *_LABELLED, "calibration")
 _REFERENCES = ("run", "runs", "teacher")
 
 
-def _mentioned(stage: Stage, names: dict[str, str]) -> list[str]:
+def _references(stage: Stage) -> list[str]:
+    """The runs that a stage names: earlier stages, folders or networks."""
     given = [stage.arguments.get(key) for key in _REFERENCES]
     flat = [item for value in given for item in (value if isinstance(value, list) else [value])]
-    return [item for item in flat if item in names]
+    return [str(item) for item in flat if item is not None]
 
 
 def _arguments(stage: Stage, out: Path, names: dict[str, str]) -> dict[str, Any]:
@@ -217,7 +291,7 @@ def _arguments(stage: Stage, out: Path, names: dict[str, str]) -> dict[str, Any]
         if stage.name is None:
             raise RunError(f"{stage.kind} without a name")  # read_pipeline has checked it
         return {**arguments, "out": out / stage.name, "resume": True}
-    if stage.kind in ("report", "embed"):
+    if stage.kind in ("report", "embed") or "out" in arguments:
         arguments["out"] = out / arguments.get("out", "report.html")
     if isinstance(arguments.get("protocols"), list):
         arguments["protocols"] = tuple(arguments["protocols"])

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import DataError
+from attar.errors import DataError, RunError
 from attar.train.run import RunFolder, check_writable
 from attar.training import Request, Run, describe, train
 
@@ -159,7 +160,7 @@ def evaluate(
     from attar.models.saved import load_backbone
 
     folder = RunFolder(Path(run))
-    _check_evaluation(protocols, device, precision)
+    check_evaluation(protocols, device, precision)
     backbone, image, provenance = load_backbone(run)
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
@@ -180,12 +181,15 @@ def evaluate(
         progress=progress,
     )
     if (folder / "recipe.yaml").is_file():
-        _keep(folder, result)
+        if os.access(folder.path, os.W_OK):
+            _keep(folder, result)
+        else:
+            logger.warning("%s is not writable, so this evaluation is not kept there.", folder.path)
     return result
 
 
-def _check_evaluation(protocols: Sequence[str], device: str, precision: str) -> None:
-    """What the request alone shows to be wrong, before images are decoded."""
+def check_evaluation(protocols: Sequence[str], device: str, precision: str) -> None:
+    """What the request of an evaluation alone shows to be wrong, before images are decoded."""
     from attar.evaluation.protocols import parse_protocol
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
@@ -241,7 +245,10 @@ def _labelled(
         progress=progress,
     )
     if found.labels is None:
-        raise DataError(f"{describe(source)} has no labels; give class folders, or a table and --labels COLUMN.")
+        raise DataError(
+            f"{describe(source)} has no labels, or all its images lie in one class folder; at least two classes are "
+            "needed. Give one sub-folder a class, or a table and --labels COLUMN."
+        )
     return found
 
 
@@ -351,7 +358,9 @@ def export(
         images = load_images(
             calibration, image_size=image.size, channels=image.channels, cache=cache, progress=progress
         )
-    target = Path(out) if out is not None else Path(run) / f"backbone{FORMATS.get(format, '')}"
+    if out is None and not Path(run).is_dir():
+        raise RunError(f"{run} is no run folder that the export could be written into; name a file with --out.")
+    target = check_writable(out if out is not None else Path(run) / f"backbone{FORMATS.get(format, '')}")
     if format == "safetensors" and out is None:
         target = Path(run) / "export" / "backbone.safetensors"  # the run's own file of that name stays what it is
     result = export_backbone(backbone, image, format=format, out=target, calibration=images)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import BackboneError, RecipeError, RunChanged
+from attar.errors import BackboneError, CheckpointError, RecipeError, RunChanged, RunError
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def check(request: Request) -> None:
     """What the request alone shows to be wrong; reads no image and writes nothing."""
     from attar.methods.base import load, resolve_recipe
     from attar.models.backbones import check_name
+    from attar.models.handcrafted import NAMES as FIXED
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
 
@@ -159,13 +160,20 @@ def check(request: Request) -> None:
         given = getattr(request, option)
         if given is not None and not given > 0:
             raise RecipeError(f"--{option} {given}: it must be more than 0.")
-    if request.minutes is not None and request.epochs is not None:
+    if request.minutes is not None and "epochs" in request.overrides:
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
     names = [request.recipe] if request.recipe else [None, *({"small"} & load(request.method).RECIPES.keys())]
     refused = [error for name in names if (error := _refusal(resolve_recipe, request, name)) is not None]
     if len(refused) == len(names):  # which recipe it will be depends on the images; it may be one that accepts
         raise refused[0]
     check_name(request.backbone, stem=request.stem)
+    if request.backbone in FIXED:
+        raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
+    _check_teacher_exists(request.teacher)
+    if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
+        Path(request.source).absolute()
+    ):
+        raise RunError(f"--out {request.out} lies inside the images of {request.source}; choose a folder elsewhere.")
     _check_backbone(request, method)
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
@@ -203,6 +211,16 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
         )
 
 
+def _check_teacher_exists(teacher: Any) -> None:
+    from attar.models.backbones import check_name
+
+    if not isinstance(teacher, (str, Path)) or Path(teacher).is_dir():
+        return
+    if len(Path(teacher).parts) > 1 or str(teacher).startswith("."):
+        raise CheckpointError(f"--teacher {Path(teacher).absolute()} does not exist; give a run folder, or a name.")
+    check_name(str(teacher))
+
+
 def _check_backbone(request: Request, method: type[Method]) -> None:
     """Methods that mask patches refuse other networks here; a size that does not fit comes with the images."""
     if not method.needs_tokens:
@@ -219,7 +237,12 @@ def _check_backbone(request: Request, method: type[Method]) -> None:
 
 def _saved_recipe(request: Request) -> dict[str, Any] | None:
     run = RunFolder(Path(request.out))
-    return run.read_recipe() if request.resume and (run / "recipe.yaml").is_file() else None
+    if not request.resume:
+        return None
+    if not (run / "recipe.yaml").is_file() or not run.has_begun:
+        logger.info("%s holds no run yet; beginning one.", request.out)
+        return None
+    return run.read_recipe()
 
 
 @dataclass(frozen=True)
@@ -294,6 +317,7 @@ class _Plan:
         return _identity({**self._settings, "data": {"digest": self.images.digest}})
 
 
+_OF_DIGESTS = {"data": "data: other images", "teacher": "teacher: other weights"}
 _IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
 
 
@@ -309,9 +333,10 @@ def _must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, An
     lines = []
     for key, was in _identity(saved).items():
         if isinstance(was, dict) and isinstance(now[key], dict):
-            lines += [f"{n}: {was[n]!r} -> {now[key].get(n)!r}" for n in was if was[n] != now[key].get(n)]
+            shown = [n for n in was if n not in ("mean", "std")]  # of the images; these differ with them
+            lines += [f"{n}: {was[n]!r} -> {now[key].get(n)!r}" for n in shown if was[n] != now[key].get(n)]
         elif was != now[key]:
-            lines.append(f"{key}: {was!r} -> {now[key]!r}")
+            lines.append(f"{_OF_DIGESTS.get(key, f'{key}: {was!r} -> {now[key]!r}')}")
     if lines:
         raise RunChanged(
             f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}. Continue it with those "
@@ -321,6 +346,8 @@ def _must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, An
 
 def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     """Read the images and resolve the recipe; the same on every process."""
+    import torch
+
     from attar.data.statistics import image_spec
     from attar.methods.base import resolve_recipe
     from attar.train.loop import choose_precision
@@ -331,6 +358,11 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
         channels = teacher_image.channels
     wanted = request.image_size or (teacher_image.size if teacher_image else None)
     images = _load_images(request, wanted or 224, channels, world)
+    if teacher_image is not None and teacher_image.channels != images.channels:
+        raise RecipeError(
+            f"the teacher takes {teacher_image.channels} channels, and these images have {images.channels}; "
+            f"use --channels {teacher_image.channels}."
+        )
     size = wanted or _natural_size(images)
     image = teacher_image if teacher_image and teacher_image.size == size else image_spec(images, size)
 
@@ -338,9 +370,9 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     if saved is not None and request.minutes is not None:
         overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
     if "batch_size" not in overrides:
-        overrides |= _fitting_batch(resolve_recipe(request.method, name), len(images), world, saved)
+        overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
     recipe = resolve_recipe(request.method, name, overrides)
-    precision = str(choose_precision(request.precision, world.device)).removeprefix("torch.")
+    precision = "bf16" if choose_precision(request.precision, world.device) == torch.bfloat16 else "fp32"
     return _Plan(request, images, image, name, recipe, _load_teacher(request, recipe, image), precision)
 
 
@@ -378,14 +410,14 @@ def _fitting_batch(recipe: Recipe, num_images: int, world: Any, saved: dict[str,
     fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, quarter)
     if recipe.batch_size <= fitting:
         return {}
+    followed = f"; the learning rate follows: {replace(recipe, batch_size=fitting).peak_lr:.3g}"
     logger.warning(
-        "Batch %d instead of the recipe's %d, to suit %d images on %s; the learning rate follows: %.3g. "
-        "(--batch-size sets it.)",
+        "Batch %d instead of the recipe's %d, to suit %d images on %s%s. (--batch-size sets it.)",
         fitting,
         recipe.batch_size,
         num_images,
         world.device.type,
-        replace(recipe, batch_size=fitting).peak_lr,
+        followed if recipe.lr is None else "",
     )
     return {"batch_size": fitting}
 

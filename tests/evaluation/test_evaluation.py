@@ -129,9 +129,9 @@ def test_low_label_rows_carry_seeds_and_variants(striped, spec, network):
     protocols = ("few_shot:1,5,num_seeds=3",)
     result = evaluate(network, spec, striped(60), protocols=protocols, controls=("pixels",), **QUIET)
     rows = [r for r in result.rows if r["subject"] == "model" and r["metric"] == "top1"]
-    assert [r["settings"]["variant"] for r in rows] == ["1-shot", "5-shot"]
+    assert [r["settings"]["variant"] for r in rows] == ["1-shot, num_seeds=3", "5-shot, num_seeds=3"]
     assert rows[0]["settings"]["interval"] == "t, 3 seeds"
-    assert {c["variant"] for c in result.details["comparisons"]} == {"1-shot", "5-shot"}
+    assert {c["variant"] for c in result.details["comparisons"]} == {r["settings"]["variant"] for r in rows}
     for c in result.details["comparisons"]:
         assert c["low"] <= c["difference"] <= c["high"]
     assert any(c["difference"] != 0 for c in result.details["comparisons"])

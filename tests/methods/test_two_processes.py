@@ -42,5 +42,5 @@ def test_half_batches_on_two_processes_equal_whole_ones_on_one(two, name):
     for key, value in one["state"].items():
         assert torch.equal(first["state"][key], second["state"][key]), f"{key} differs between the processes"
         torch.testing.assert_close(
-            first["state"][key], value, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+            first["state"][key], value, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
         )

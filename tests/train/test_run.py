@@ -18,6 +18,8 @@ def test_a_new_folder_is_made_and_its_recipe_read_back(tmp_path):
 
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
     RunFolder.create(tmp_path, resume=False).write_recipe({"method": "x"})
+    RunFolder.check(tmp_path, resume=False)  # no step was taken yet, so nothing can be lost
+    (tmp_path / "metrics.jsonl").write_text("{}")
     with pytest.raises(RunError, match="already holds a run.*--resume"):
         RunFolder.create(tmp_path, resume=False)
     other = tmp_path / "photos"

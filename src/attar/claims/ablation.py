@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar import stages
-from attar.claims.base import ClaimResult, compare
+from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import train_and_test
 from attar.errors import RecipeError, unknown_name
 from attar.train.log import read_json_lines
@@ -27,7 +27,7 @@ METRICS = ("knn", "linear")
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with settings; what: in words, for the table."""
+    """A method with settings; what: in words, for the table. A setting "batch_size" takes the batch of the size."""
 
     what: str
     method: str
@@ -103,6 +103,7 @@ def run_ablation(
     plan = SIZES[size]
     data = data or "digits"
     train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    batch_size = min(plan.batch_size, max(len(train) // 4, 2))
     out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
     result = ClaimResult(
         name=claim.name,
@@ -111,7 +112,8 @@ def run_ablation(
         conditions={key: value for key, value in asdict(plan).items() if "images" not in key},
         arms={"untrained": "untrained backbone", **{key: arm.what for key, arm in claim.arms.items()}},
     )
-    result.conditions["seeds"] = num_seeds = seeds or plan.seeds
+    num_seeds = seeds or plan.seeds
+    result.conditions |= {"batch_size": batch_size, "seeds": num_seeds}
     for seed in range(num_seeds):
         for key, arm in claim.arms.items():
             run = out / f"seed{seed}" / key
@@ -120,12 +122,12 @@ def run_ablation(
                 out=run,
                 method=arm.method,
                 recipe=arm.recipe,
-                settings=dict(arm.settings),
+                settings={k: batch_size if v == "batch_size" else v for k, v in arm.settings.items()},
                 backbone=arm.backbone or plan.backbone,
                 stem="standard" if arm.backbone else plan.stem,
                 image_size=plan.image_size,
                 epochs=plan.epochs,
-                batch_size=min(plan.batch_size, len(train) // 4),
+                batch_size=batch_size,
                 seed=seed,
                 device=device,
                 resume=True,
@@ -185,7 +187,7 @@ def judge(claim: Ablation, result: ClaimResult, *, digits: bool) -> str:
     else:
         verdict = "holds" if set(outcomes) == {"holds"} else "undecided"
     worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
-    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{worth}"
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{few_seeds(len(better))}{worth}"
 
 
 def _sums(result: ClaimResult, arms: Sequence[str], metric: str) -> list[float]:

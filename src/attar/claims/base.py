@@ -55,6 +55,11 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} (n={len(values)})"
 
 
+def few_seeds(number: int) -> str:
+    """Why fewer than three seeds are never decisive; "" for more."""
+    return "" if number >= 3 else f" {number} of the three seeds that a decision needs: --seeds 3."
+
+
 def compare(better: list[float], worse: list[float]) -> tuple[float, float, str]:
     """Mean and standard deviation of the paired differences, and what they say: "above", "below" or "equal".
 

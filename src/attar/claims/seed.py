@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from attar import stages
 from attar.claims.ablation import METRICS, measure
-from attar.claims.base import ClaimResult, compare
+from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import train_and_test
 from attar.errors import RecipeError
 
@@ -161,7 +161,7 @@ def judge(result: ClaimResult, *, digits: bool) -> str:
         if digits
         else ""
     )
-    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{worth}"
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{few_seeds(len(result.values['alone']['knn']))}{worth}"
 
 
 def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:

@@ -42,7 +42,7 @@ CLAIMS = {
             source="He et al. 2020, arXiv:1911.05722, figure 3",
             arms={
                 "queue": Arm("queue of 2048 keys", "moco", {"queue_length": 2048}),
-                "last_batch": Arm("queue of one batch", "moco", {"queue_length": 128}),
+                "last_batch": Arm("queue of one batch", "moco", {"queue_length": "batch_size"}),
             },
             expectations=_needed("queue", "last_batch"),
         ),

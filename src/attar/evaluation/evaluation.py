@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -222,6 +223,8 @@ class _Measured:
                 self.omitted[f"{protocol.name} of {subject.name}"] = reason
                 continue
             for outcome in protocol.run(subject):
+                given = protocol.given(without=protocol.bare if outcome.variant else "")
+                outcome = replace(outcome, variant=", ".join(filter(None, (outcome.variant, given))))
                 if subject.name == "model":
                     self.model_scores[protocol.name, outcome.variant] = outcome.scores[0]
                 for metric in self.metrics:
@@ -297,7 +300,11 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
     )
     scores = measured.model_scores[protocol, variant]
     details = {
-        "data": {"train": task.train.digest, "test": task.test.digest, "num_test": len(task.test), "seed": task.seed},
+        "data": {
+            "train": _digest(task.train, task.classes),
+            "test": _digest(task.test, task.classes),
+            "seed": task.seed,
+        },
         "protocol": protocol,
         "variant": variant,
         "metric": metric,
@@ -315,6 +322,13 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
     if task.num_classes <= FEW_CLASSES:
         details["scores"] = scores.round(6).tolist()
     return Evaluation(measured.rows, verdict(findings), details)
+
+
+def _digest(images: Images, classes: Sequence[str]) -> str:
+    """Of the images and what they are said to show."""
+    assert images.labels is not None
+    text = f"{images.digest} {list(classes)}".encode()
+    return hashlib.sha256(text + images.labels.astype("<i8").tobytes()).hexdigest()
 
 
 def _health(model: Subject) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -111,6 +111,10 @@ class Outcome:
     variant: str = ""
 
 
+def _default(protocol: Protocol, name: str) -> Any:
+    return next(f.default for f in fields(protocol) if f.name == name)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """A way to measure a subject. Subclasses are frozen dataclasses whose fields are the settings a person may give.
@@ -120,6 +124,11 @@ class Protocol:
 
     name: ClassVar[str]
     bare: ClassVar[str]
+
+    def given(self, *, without: str = "") -> str:
+        """The settings that differ from the defaults, as a person would type them; "" for none."""
+        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != without]
+        return ", ".join(f"{name}={value}" for name, value in changed if value != _default(self, name))
 
     def run(self, subject: Subject) -> list[Outcome]:
         raise NotImplementedError(f"{type(self).__name__}.run is not defined")

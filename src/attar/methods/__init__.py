@@ -67,6 +67,8 @@ def entry(name: str) -> Entry:
 
     A name with a dot is a module of your own, importable from here: `my_package.my_method`.
     """
+    if name.startswith((".", "/")) or "/" in name:
+        raise RecipeError(f"method {name!r} is a path; give a name, or a module as Python imports it: package.module.")
     if "." in name:
         return Entry(name, OWN, "", 0)
     if name not in CATALOGUE:

@@ -7,7 +7,8 @@ the rank or the clock, so it runs in a test with a batch of four.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -214,7 +215,31 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
         name = ".".join(str(part) for part in first["loc"]) or "recipe"
         raise RecipeError(f"{method}: {name}={first['input']!r} is not accepted: {first['msg']}.") from None
     _refuse_ignored(method, resolved, overrides)
+    for name in overrides:
+        _check_range(method, name, getattr(resolved, name))
     return resolved
+
+
+def _check_range(method: str, name: str, value: Any) -> None:
+    """Fields mean by their name what they may hold; what a name does not tell is left to the method."""
+    accepted = next((text for pattern, text, _ in _RANGES if re.fullmatch(pattern, name)), None)
+    for part in value if isinstance(value, tuple) else (value,):
+        if accepted is None or isinstance(part, (bool, str)) or part is None:
+            continue
+        fits = next(fits for pattern, _, fits in _RANGES if re.fullmatch(pattern, name))
+        if not fits(part):
+            raise RecipeError(f"{method}: {name}={value} is not accepted; give {accepted}.")
+
+
+# (pattern of the field's name, what it accepts in words, and as a rule); the first that matches counts
+_RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    (r"num_local_views|teacher_views|queue_length", "0 or more", lambda v: v >= 0),
+    (r"epochs|batch_size|num_.*|.*_dim|.*_layers|.*_length|.*_iterations", "1 or more", lambda v: v >= 1),
+    (r"lr_drops|.*_fraction|(.*_)?momentum", "a number from 0 to 1", lambda v: 0 <= v <= 1),
+    (r"adam_betas", "two numbers from 0 to below 1", lambda v: 0 <= v < 1),
+    (r"lr|base_lr|clip_gradient|(.*_)?temperature(_start)?", "a number above 0", lambda v: v > 0),
+    (r"weight_decay(_end)?|final_lr|.*_weight|colour_strength", "0 or more", lambda v: v >= 0),
+)
 
 
 _USED_BY: dict[str, dict[str, tuple[str, ...]]] = {

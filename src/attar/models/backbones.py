@@ -138,7 +138,7 @@ def backbone_names(*, with_timm: bool = False) -> list[str]:
 
 
 def check_name(name: str, *, stem: str = "standard") -> None:
-    """Is there such a network? Without building it.
+    """Is there such a network, with such a stem? Without building it.
 
     Raises:
         BackboneError: an unknown name (nearest names), or an unknown stem.
@@ -147,6 +147,8 @@ def check_name(name: str, *, stem: str = "standard") -> None:
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
     name = name.removeprefix(lab.PREFIX)
     if name in handcrafted.NAMES or small_vits.matches(name) or small_nets.build(name, channels=3) is not None:
+        if stem == "small":
+            raise BackboneError(f"{name} takes no stem=small: it would be ignored. Leave it out.")
         return
     import timm
 
@@ -246,7 +248,7 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
 def _no_weights(name: str, error: Exception) -> str:
     return (
         f"the published weights of {name} are not on this machine and could not be fetched ({type(error).__name__}). "
-        "Connect to the network once, or leave out --pretrained."
+        "Connect to the network once, or do without: leave out --pretrained, give a run as teacher."
     )
 
 

@@ -125,8 +125,11 @@ def load_projector(folder: Path) -> MLP | None:
     description = folder / "projector.json"
     if not description.is_file():
         return None
-    values = json.loads(description.read_text())
-    projector = MLP.from_spec(values["spec"])
+    try:
+        values = json.loads(description.read_text())
+        projector = MLP.from_spec(values["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{description} is not a description of a projector: {error}") from error
     _load_weights(folder / "projector.safetensors", projector, values["sha256"])
     return projector.eval()
 

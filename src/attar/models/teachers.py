@@ -50,12 +50,21 @@ class FrozenTeacher:
     exported, nor switched to train mode.
     """
 
-    def __init__(self, backbone: Backbone, image: ImageSpec, projector: nn.Module | None = None, *, digest: str = ""):
+    def __init__(
+        self,
+        backbone: Backbone,
+        image: ImageSpec,
+        projector: nn.Module | None = None,
+        *,
+        digest: str = "",
+        name: str = "a network given in Python",
+    ):
         self.network = backbone if projector is None else nn.Sequential(backbone, projector)
         self.network.eval().requires_grad_(False)
         self.image = image
         self.num_features_out = backbone.num_features if projector is None else int(projector.num_features_out)  # type: ignore[arg-type]
         self.digest = digest
+        self.name = name
 
     @torch.no_grad()
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
@@ -207,4 +216,5 @@ def load_teacher(
         logger.warning("The teacher %s ended collapsed: it says nearly the same of all images.", spec)
     state = provenance.get("sha256") or str(spec)
     digest = hashlib.sha256(f"{state} {'embedding' if projector is not None else 'features'}".encode()).hexdigest()
-    return FrozenTeacher(backbone, image, projector, digest=digest)
+    name = str(folder.absolute() if folder.is_dir() else spec)
+    return FrozenTeacher(backbone, image, projector, digest=digest, name=name)

@@ -13,7 +13,7 @@ from attar.models.tokens import class_attention
 
 @dataclass
 class Attended:
-    """images: (B, C, H, W), normalised. maps: (B, heads, H, W) in [0, 1], 1 where a head looks most."""
+    """images: (B, C, H, W), normalised. maps: (B, heads, H, W), from 0 where a head looks least to 1 where most."""
 
     images: Tensor
     maps: Tensor
@@ -31,6 +31,7 @@ def attention_of(backbone: Backbone, images: Tensor, index: Tensor) -> Attended 
     shares = class_attention(backbone, images)
     if shares is None:
         return None
-    shares = shares / shares.amax(dim=(2, 3), keepdim=True)
+    low, high = shares.amin(dim=(2, 3), keepdim=True), shares.amax(dim=(2, 3), keepdim=True)
+    shares = (shares - low) / (high - low).clamp_min(1e-12)
     maps = F.interpolate(shares, size=images.shape[2:], mode="bilinear", align_corners=False)
     return Attended(images, maps, index)

@@ -38,6 +38,8 @@ class BatchPlan:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise RecipeError(f"there is {self.num_images} usable image; training needs at least 2.")
         if self.batch_size > self.num_images:
             raise RecipeError(
                 f"batch_size={self.batch_size} is larger than the data: {self.num_images} usable images. "

@@ -29,7 +29,7 @@ from attar.train.checkpoint import has_checkpoint, load_checkpoint, save_checkpo
 from attar.train.distributed import World
 from attar.train.health import HealthMonitor, online_knn
 from attar.train.interrupt import Signals
-from attar.train.log import JsonLines, MetricsLog
+from attar.train.log import JsonLines, MetricsLog, read_json_lines
 from attar.train.optimisers import build_optimiser, clip_gradients, drop_frozen_gradients, set_rates
 from attar.train.progress import TrainingBar
 from attar.train.run import RunFolder
@@ -145,7 +145,9 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     log = MetricsLog(run.path, from_step=start, tensorboard=options.tensorboard) if world.is_main else None
     health_log = JsonLines(run / "health.jsonl", from_step=start) if world.is_main else None
     health_every = max(plan.steps_per_epoch // options.health_per_epoch, 1)
-    interrupted = collapsed = False
+    interrupted = False
+    earlier = read_json_lines(run / "health.jsonl") if resume else []
+    collapsed = bool(earlier and earlier[-1].get("collapsed"))
     began = last_save = time.monotonic()
 
     def save() -> None:

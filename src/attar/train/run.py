@@ -31,6 +31,12 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def has_begun(self) -> bool:
+        """Has a step been taken? Before the first one there is nothing to lose."""
+        steps = self.path / "metrics.jsonl"
+        return self.is_complete or self.checkpoint.exists() or (steps.is_file() and steps.stat().st_size > 0)
+
+    @property
     def is_complete(self) -> bool:
         return (self.path / "backbone.json").is_file()
 
@@ -64,7 +70,7 @@ class RunFolder:
         """What `create` would refuse, without making anything."""
         run = cls(Path(path))
         recipe = run / "recipe.yaml"
-        if recipe.exists() and not resume:
+        if recipe.exists() and not resume and run.has_begun:
             raise RunError(
                 f"{run.path} already holds a run. Continue it with --resume, or choose another --out; nothing was "
                 "changed."
@@ -112,7 +118,10 @@ class RunFolder:
         write_atomically(self / "recipe.yaml", yaml.safe_dump({"format": MARKER, **values}, sort_keys=False))
 
     def read_recipe(self) -> dict[str, Any]:
-        values = yaml.safe_load((self / "recipe.yaml").read_text())
+        try:
+            values = yaml.safe_load((self / "recipe.yaml").read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{self / 'recipe.yaml'} cannot be read: {error}.") from None
         if not isinstance(values, dict) or values.get("format") != MARKER:
             raise RunError(f"{self / 'recipe.yaml'} is not a recipe of attar ({MARKER}).")
         return values
@@ -121,7 +130,12 @@ class RunFolder:
         write_atomically(self / name, json.dumps(values, indent=1))
 
     def read_json(self, name: str) -> Any:
-        return json.loads((self / name).read_text()) if (self / name).is_file() else None
+        if not (self / name).is_file():
+            return None
+        try:
+            return json.loads((self / name).read_text())
+        except ValueError as error:
+            raise RunError(f"{self / name} is damaged: {error}. Delete it, or restore it from a copy.") from None
 
 
 def check_writable(path: str | Path) -> Path:

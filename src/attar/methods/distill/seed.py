@@ -35,7 +35,7 @@ from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
-from attar.models.queue import FeatureQueue
+from attar.models.queue import FeatureQueue, warn_of_long_queue
 from attar.views.augmentation import Augmentation
 from attar.views.batches import OneView
 from attar.views.makers import MakeOneView
@@ -107,6 +107,7 @@ class SEED(Method):
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim or backbone.num_features
         width = setup.teacher.num_features_out
+        warn_of_long_queue("seed", recipe.queue_length, len(setup.images))
         self.projector = MLP([backbone.num_features, hidden, width], norm=None)  # as deep as MoCo v2's, no batch norm
         self.queue = FeatureQueue(recipe.queue_length, width, setup.seed)
         self.image = setup.image
