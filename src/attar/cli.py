@@ -381,7 +381,9 @@ def reproduce(
         str | None, typer.Option("--test", help="Labelled images to measure on; default: 20 % of --data.")
     ] = None,
     size: Annotated[str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu.")] = "cpu",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs; default: runs/claims/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; default: one for each claim, size and data.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; default: the claim's.")] = None,
     device: Device = "auto",
     json_output: Json = False,
@@ -410,7 +412,7 @@ def leaderboard(
     device: Device = "auto",
     json_output: Json = False,
 ) -> None:
-    """All methods at an equal budget beside their controls: a table and a plot. Resumes; skips what is done."""
+    """All methods at 32 pixels and an equal budget, beside their controls: a table and a plot. Skips what is done."""
     from attar.leaderboard import leaderboard as run_leaderboard
 
     names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]

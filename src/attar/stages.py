@@ -149,7 +149,7 @@ def evaluate(
             20 % of `labelled`, fixed by the seed.
         protocols: knn, linear, finetune, low_label, few_shot; settings after a colon, e.g. "low_label:0.01,0.1".
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
-        teacher: also measured; default: the teacher the run was distilled from, if there are controls at all.
+        teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
 
     Returns:
@@ -164,7 +164,7 @@ def evaluate(
     backbone, image, provenance = load_backbone(run)
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
-    taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls is True else (None, {})
+    taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls else (None, {})
     result = measure(
         backbone,
         image,

@@ -175,6 +175,10 @@ def check(request: Request) -> None:
     ):
         raise RunError(f"--out {request.out} lies inside the images of {request.source}; choose a folder elsewhere.")
     _check_backbone(request, method)
+    if request.compile and method.needs_tokens:
+        raise RecipeError(
+            f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
+        )
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
 

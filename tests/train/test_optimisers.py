@@ -105,9 +105,12 @@ def test_clipping_is_global_or_per_tensor(per_parameter):
     method = Two(recipe)
     for p in method.parameters():
         p.grad = torch.full_like(p, 10.0)
-    clip_gradients(build_optimiser(method, recipe), recipe)
+    whole = torch.cat([p.grad.flatten() for p in method.parameters()]).norm()
+    assert clip_gradients(build_optimiser(method, recipe), recipe).item() == pytest.approx(whole.item())  # before it
     norms = torch.stack([p.grad.norm() for p in method.parameters()])
     if per_parameter:
         assert torch.allclose(norms, torch.ones(4), atol=1e-4)
     else:
         assert norms.norm().item() == pytest.approx(1.0, abs=1e-4)
+    unclipped = replace(RECIPE, clip_gradient=None)
+    assert clip_gradients(build_optimiser(method, unclipped), unclipped).item() == pytest.approx(norms.norm().item())

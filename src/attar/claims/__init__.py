@@ -41,7 +41,8 @@ def reproduce(
     Args:
         name: a claim of CLAIMS. data, test: labelled images (labels only measure); default: scikit-learn's digits.
         size: "cpu" (minutes on two cores) or "gpu". seeds: number of seeds; default: the claim's own.
-        out: folder of the runs; what is done there is not done again. Default: one for each claim, size and data.
+        out: folder of the runs; trainings that are done there are not done again. Default: one for each claim, size
+            and data.
     """
     if name not in CLAIMS:
         raise RecipeError(unknown_name("claim", name, CLAIMS))

@@ -13,7 +13,7 @@ from attar.train.run import write_atomically
 
 @dataclass
 class ClaimResult:
-    """values[arm][metric] is a list, one value a seed; None where an arm does not depend on the seed's training."""
+    """values[arm][metric] is a list, one value a seed; an arm that is trained once has one."""
 
     name: str
     statement: str

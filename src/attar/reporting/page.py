@@ -202,9 +202,15 @@ def low_label_plot(run: RunContent) -> str:
 
 
 def curve_plots(runs: Sequence[RunContent]) -> list[str]:
-    """Loss, learning rate and speed of all runs, over the share of training."""
+    """Loss, gradient, learning rate and speed of all runs, over the steps."""
     plots = []
-    for key, title in (("loss", "loss"), ("lr", "learning rate"), ("images_per_second", "images a second")):
+    titles = {
+        "loss": "loss",
+        "gradient_norm": "norm of the gradient",
+        "lr": "learning rate",
+        "images_per_second": "images a second",
+    }
+    for key, title in titles.items():
         lines = []
         for kind, run in enumerate(runs):
             rows = [r for r in run.metrics if isinstance(r.get(key), (int, float))]

@@ -211,9 +211,10 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
             sums[name] = sums.get(name, 0.0) + value / len(parts)
         job.health.add(output.embeddings, output.positives)
     drop_frozen_gradients(job.optimiser, progress)
-    clip_gradients(job.optimiser, job.recipe)
+    norm = clip_gradients(job.optimiser, job.recipe)
     job.optimiser.step()
     job.method.after_step(progress)
+    sums["gradient_norm"] = norm  # equal on all processes, as the gradients are
     return {name: job.world.mean(value) if isinstance(value, Tensor) else value for name, value in sums.items()}
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.methods.base import Method, Progress, Recipe
@@ -101,10 +101,17 @@ def drop_frozen_gradients(optimiser: torch.optim.Optimizer, progress: Progress) 
                 parameter.grad = None
 
 
-def clip_gradients(optimiser: torch.optim.Optimizer, recipe: Recipe) -> None:
-    """Clip to recipe.clip_gradient: the norm over all parameters, or each tensor's own norm."""
-    if recipe.clip_gradient is None:
-        return
+def clip_gradients(optimiser: torch.optim.Optimizer, recipe: Recipe) -> Tensor:
+    """Clip to recipe.clip_gradient: the norm over all parameters, or each tensor's own norm.
+
+    Returns:
+        The norm over all parameters before clipping. Its spikes tell of an instability that the loss does not show
+        (Chen et al. 2021, arXiv:2104.02057, section 4.2).
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if recipe.clip_gradient is None:
+        return norm
     for clipped in [[p] for p in parameters] if recipe.clip_per_parameter else [parameters]:
         nn.utils.clip_grad_norm_(clipped, recipe.clip_gradient)
+    return norm
