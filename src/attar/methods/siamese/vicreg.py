@@ -73,6 +73,7 @@ RECIPES = {
         warmup_fraction=10 / 200,
         weight_decay=5e-4,
         decay_bias_and_norm=True,
+        clip_gradient=1.0,  # ours: without it the loss is not finite after some steps in bf16
         projector_hidden_dim=2048,
         projector_dim=2048,
         crop_scale=(0.2, 1.0),
