@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attar.claims.images import train_and_test
 from attar.errors import RecipeError, RunError, unknown_name
 from attar.train.run import check_writable, write_atomically
 
@@ -208,7 +209,7 @@ def leaderboard(
             raise RecipeError(f"{name} distils a teacher; the leaderboard compares methods that need none.")
     chosen = list(methods or (name for name in CATALOGUE if not load(name).METHOD.needs_teacher))
     plan = SIZES[size] if epochs is None else replace(SIZES[size], epochs=epochs)
-    train, held_out = _data(data, test, plan)
+    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
     plan = replace(plan, batch_size=min(plan.batch_size, max(len(train) // 4, 2)))
     out = Path(out or f"runs/leaderboard-{size}-{train.digest[:8]}")
     _claim(out, plan, train, held_out)
@@ -222,24 +223,6 @@ def leaderboard(
             board.entries.append(_kept(out / "results" / f"{name}-{seed}.json", make))
             _write(board)
     return board
-
-
-def _data(data: str | Path, test: str | Path | None, plan: Size) -> tuple[Images, Images]:
-    from attar.data.load import load_images
-    from attar.data.splits import at_most, stratified_split
-
-    def read(source: str | Path) -> Images:
-        images = load_images(source, image_size=plan.image_size, labels="auto")
-        if images.labels is None:
-            raise RecipeError(f"{source}: labels are needed to measure the methods; give labelled images.")
-        return images
-
-    train = read(data)
-    if test is not None:
-        return at_most(train, plan.images), at_most(read(test), plan.test_images)
-    assert train.labels is not None
-    first, second = stratified_split(train.labels, 0.2, seed=0)
-    return at_most(train.subset(first), plan.images), at_most(train.subset(second), plan.test_images)
 
 
 def _claim(out: Path, plan: Size, train: Images, held_out: Images) -> None:

@@ -123,6 +123,7 @@ def train(request: Request) -> Run:
         if request.minutes is not None and saved is None:
             job = _fit_into_minutes(job, request.minutes)
             plan = replace(plan, recipe=job.method.recipe)
+        resolved = plan.resolved
         run = RunFolder(Path(request.out))
         if world.is_main:
             needed = 3 * 4 * 4 * sum(p.numel() for p in job.method.parameters())  # two checkpoints with moments
@@ -130,16 +131,16 @@ def train(request: Request) -> Run:
         try:
             if world.is_main:
                 if saved is None:
-                    run.write_recipe(plan.resolved)
+                    run.write_recipe(resolved)
                 _say(plan, job)
             world.barrier()
             result = fit(job, run, identity=plan.identity, resume=saved is not None)
             if world.is_main and not result.interrupted:
-                _finish(run, job, plan, result)
+                _finish(run, job, resolved, result)
             world.barrier()
         finally:
             run.release()
-    return Run(run.path, plan.resolved, result)
+    return Run(run.path, resolved, result)
 
 
 def check(request: Request) -> None:
@@ -552,7 +553,7 @@ def _say(plan: _Plan, job: Job) -> None:
     )
 
 
-def _finish(run: RunFolder, job: Job, plan: _Plan, result: FitResult) -> None:
+def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResult) -> None:
     """Write what people and later stages need: weights, head, broken files, views, gallery."""
     import numpy as np
 
@@ -577,7 +578,7 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, result: FitResult) -> None:
     if isinstance(method.projector, MLP):
         save_projector(run.path, method.projector)
     kept = ("kind", "method", "recipe", "data", "teacher", "seed", "versions")
-    provenance = {key: plan.resolved[key] for key in kept} | {"collapsed": result.collapsed}
+    provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
     save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)

@@ -33,7 +33,6 @@ class Arm:
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "small"
-    backbone: str | None = None  # None: the size's
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ def run_ablation(
                 method=arm.method,
                 recipe=arm.recipe,
                 settings={k: batch_size if v == "batch_size" else v for k, v in arm.settings.items()},
-                backbone=arm.backbone or plan.backbone,
-                stem="standard" if arm.backbone else plan.stem,
+                backbone=plan.backbone,
+                stem=plan.stem,
                 image_size=plan.image_size,
                 epochs=plan.epochs,
                 batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""The images of a claim."""
+"""The images of a claim, and of a leaderboard."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from attar.errors import RecipeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from attar.data.images import Images
 
 
 def train_and_test(
-    data: str, test: str | None, image_size: int, num_train: int, num_test: int
+    data: str | Path, test: str | Path | None, image_size: int, num_train: int, num_test: int
 ) -> tuple[Images, Images]:
     """Images to train on and to measure on, both labelled; fixed subsets, the same for every seed.
 
@@ -20,7 +22,7 @@ def train_and_test(
     from attar.data.load import load_images
     from attar.data.splits import at_most, stratified_split
 
-    def read(source: str) -> Images:
+    def read(source: str | Path) -> Images:
         images = load_images(source, image_size=image_size, labels="auto")
         if images.labels is None:
             raise RecipeError(f"{source}: labels are needed to measure; give labelled images.")

@@ -154,6 +154,13 @@ class Method(nn.Module):
         return None
 
 
+def with_own_group(method: Method, part: nn.Module, **settings: Any) -> list[dict[str, Any]]:
+    """Parameter groups in which one part of a method has settings of its own (see `Method.parameter_groups`)."""
+    own = list(part.parameters())
+    ids = {id(p) for p in own}
+    return [{"params": [p for p in method.parameters() if id(p) not in ids]}, {"params": own, **settings}]
+
+
 def load(name: str) -> ModuleType:
     """The module of a method: METHOD, RECIPES, views. An unknown name is a RecipeError with the nearest ones."""
     path = entry(name).module
@@ -222,13 +229,13 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
 
 def _check_range(method: str, name: str, value: Any) -> None:
     """Fields mean by their name what they may hold; what a name does not tell is left to the method."""
-    accepted = next((text for pattern, text, _ in _RANGES if re.fullmatch(pattern, name)), None)
-    for part in value if isinstance(value, tuple) else (value,):
-        if accepted is None or isinstance(part, (bool, str)) or part is None:
-            continue
-        fits = next(fits for pattern, _, fits in _RANGES if re.fullmatch(pattern, name))
-        if not fits(part):
-            raise RecipeError(f"{method}: {name}={value} is not accepted; give {accepted}.")
+    for pattern, accepted, fits in _RANGES:
+        if re.fullmatch(pattern, name):
+            parts = value if isinstance(value, tuple) else (value,)
+            numbers = [part for part in parts if isinstance(part, (int, float)) and not isinstance(part, bool)]
+            if not all(map(fits, numbers)):
+                raise RecipeError(f"{method}: {name}={value} is not accepted; give {accepted}.")
+            return
 
 
 # (pattern of the field's name, what it accepts in words, and as a rule); the first that matches counts

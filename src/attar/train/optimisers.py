@@ -109,9 +109,10 @@ def clip_gradients(optimiser: torch.optim.Optimizer, recipe: Recipe) -> Tensor:
         (Chen et al. 2021, arXiv:2104.02057, section 4.2).
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    if recipe.clip_gradient is not None and not recipe.clip_per_parameter:
+        return nn.utils.clip_grad_norm_(parameters, recipe.clip_gradient)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if recipe.clip_gradient is None:
-        return norm
-    for clipped in [[p] for p in parameters] if recipe.clip_per_parameter else [parameters]:
-        nn.utils.clip_grad_norm_(clipped, recipe.clip_gradient)
+    if recipe.clip_gradient is not None:
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, recipe.clip_gradient)
     return norm

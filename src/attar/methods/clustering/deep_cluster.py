@@ -32,7 +32,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from attar.errors import RecipeError
 from attar.losses import gather_rows, own_share, prototype_cross_entropy
 from attar.losses.inputs import full_precision
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.multi_crop import features_of_crops, local_view_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -96,8 +96,6 @@ RECIPES = {
     ),
 }
 
-_PATCH = 16  # local sizes are multiples of it, so that any usual ViT can cut them
-
 
 def views(recipe: DeepClusterRecipe, image: ImageSpec) -> MakeMultiCrop:
     """SwAV's: crops of two sizes and ranges, and SimCLR's colours on all of them."""
@@ -116,7 +114,7 @@ def views(recipe: DeepClusterRecipe, image: ImageSpec) -> MakeMultiCrop:
             blur_sigma=(0.1, 2.0),
         )
 
-    local_size = max(round(image.size * recipe.local_size / _PATCH), 1) * _PATCH
+    local_size = local_view_size(image.size, recipe.local_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * 2,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -161,8 +159,7 @@ class DeepCluster(Method):
         if progress.epoch != self._epoch:
             self._begin_epoch(progress.epoch)
         crops = [*batch.global_views, *batch.local_views]
-        same_size = [list(views) for _, views in groupby(crops, key=lambda view: view.shape[-1])]
-        z = self.projector(torch.cat([self.backbone(torch.cat(views)) for views in same_size]))  # (VB, E)
+        z = self.projector(features_of_crops(self.backbone, crops))  # (VB, E)
         labels = self.clusters[:, batch.index].repeat(1, len(crops))  # (H, VB)
         loss = prototype_cross_entropy(z, self.prototypes, labels, temperature=self.recipe.temperature)
         z1, z2 = F.normalize(z.detach().float(), dim=1).chunk(len(crops))[:2]

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,7 +41,8 @@ from torch import Tensor, nn
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows, own_share, sinkhorn, swapped_prediction
 from attar.losses.inputs import full_precision
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
+from attar.methods.multi_crop import features_of_crops, local_view_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue
@@ -134,8 +134,6 @@ RECIPES = {
     ),
 }
 
-_PATCH = 16  # local sizes are multiples of it, so that any usual ViT can cut them
-
 
 def views(recipe: SwAVRecipe, image: ImageSpec) -> MakeMultiCrop:
     """Crops of two sizes and ranges, and SimCLR's colours on all of them."""
@@ -154,7 +152,7 @@ def views(recipe: SwAVRecipe, image: ImageSpec) -> MakeMultiCrop:
             blur_sigma=(0.1, 2.0),
         )
 
-    local_size = max(round(image.size * recipe.local_size / _PATCH), 1) * _PATCH
+    local_size = local_view_size(image.size, recipe.local_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * 2,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -184,8 +182,7 @@ class SwAV(Method):
     def step(self, batch: MultiCrop, progress: Progress) -> StepOutput:
         self._normalise_prototypes()
         crops = [*batch.global_views, *batch.local_views]
-        same_size = [list(views) for _, views in groupby(crops, key=lambda view: view.shape[-1])]
-        features = torch.cat([self.backbone(torch.cat(views)) for views in same_size])  # (VB, D)
+        features = features_of_crops(self.backbone, crops)  # (VB, D)
         z = F.normalize(self.projector(features).float(), dim=1)  # (VB, E)
         scores = _scores(z, self.prototypes.weight).chunk(len(crops))  # V of (B, K)
         global_z = z.detach().chunk(len(crops))[:2]
@@ -207,12 +204,7 @@ class SwAV(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The prototypes start to learn after the first epoch."""
-        prototypes = list(self.prototypes.parameters())
-        others = [p for p in self.parameters() if all(p is not own for own in prototypes)]
-        return [
-            {"params": others},
-            {"params": prototypes, "frozen_fraction": self.recipe.freeze_prototypes_fraction},
-        ]
+        return with_own_group(self, self.prototypes, frozen_fraction=self.recipe.freeze_prototypes_fraction)
 
     @torch.no_grad()
     def _assign(self, crop: int, scores: Tensor, progress: Progress) -> Tensor:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows, masked_distillation
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
 from attar.methods.momentum import cosine_to_one
 from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
@@ -223,10 +223,7 @@ class IBOT(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The last layer starts to learn after the first epoch."""
-        last = list(self.head.last_layer.parameters())
-        ids = {id(p) for p in last}
-        others = [p for p in self.parameters() if id(p) not in ids]
-        return [{"params": others}, {"params": last, "frozen_fraction": self.recipe.freeze_last_layer_fraction}]
+        return with_own_group(self, self.head.last_layer, frozen_fraction=self.recipe.freeze_last_layer_fraction)
 
 
 METHOD = IBOT

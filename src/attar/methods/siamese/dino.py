@@ -23,7 +23,6 @@ The rows of the last layer are of unit length (`norm_last_layer` of the publishe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -31,8 +30,9 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
 from attar.methods.momentum import cosine_to_one
+from attar.methods.multi_crop import features_of_crops, local_view_size
 from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
 from attar.models.heads import DINOHead
@@ -113,8 +113,6 @@ RECIPES = {
     ),
 }
 
-_PATCH = 16  # local sizes are multiples of it, so that any usual ViT can cut them
-
 
 def views(recipe: DINORecipe, image: ImageSpec) -> MakeMultiCrop:
     """BYOL's colours: global view 1 always blurred, 2 seldom blurred and sometimes solarised; then the local views."""
@@ -134,7 +132,7 @@ def views(recipe: DINORecipe, image: ImageSpec) -> MakeMultiCrop:
             interpolation="bicubic",
         )
 
-    local_size = max(round(image.size * recipe.local_size / _PATCH), 1) * _PATCH
+    local_size = local_view_size(image.size, recipe.local_size)
     local = augmentation(recipe.local_scale, local_size, recipe.blur[2], 0.0)
     return MakeMultiCrop(
         global_views=[
@@ -172,8 +170,7 @@ class DINO(Method):
 
     def step(self, batch: MultiCrop, progress: Progress) -> StepOutput:
         crops = [*batch.global_views, *batch.local_views]
-        same_size = [list(views) for _, views in groupby(crops, key=lambda view: view.shape[-1])]
-        features = torch.cat([self.backbone(torch.cat(views)) for views in same_size])  # (VB, D)
+        features = features_of_crops(self.backbone, crops)  # (VB, D)
         student_scores = self.head(features)  # (VB, K)
         teacher_scores = self.teacher(torch.cat(batch.global_views)).float()  # (2B, K)
         temperature = self.teacher_temperature(progress)
@@ -212,10 +209,7 @@ class DINO(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The last layer starts to learn after the first epoch."""
-        last = list(self.head.last_layer.parameters())
-        ids = {id(p) for p in last}
-        others = [p for p in self.parameters() if id(p) not in ids]
-        return [{"params": others}, {"params": last, "frozen_fraction": self.recipe.freeze_last_layer_fraction}]
+        return with_own_group(self, self.head.last_layer, frozen_fraction=self.recipe.freeze_last_layer_fraction)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ backbone, and a loss that says something about the representation. It is young, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ from torch import Tensor
 from attar.data.images import ImageSpec
 from attar.losses import sigreg
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.multi_crop import features_of_crops, local_view_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -107,8 +107,6 @@ RECIPES = {
     ),
 }
 
-_PATCH = 16  # local sizes are multiples of it, so that any usual ViT can cut them
-
 
 def views(recipe: LeJEPARecipe, image: ImageSpec) -> MakeMultiCrop:
     """Global and local views have the same colours; they differ in scale and size only."""
@@ -127,7 +125,7 @@ def views(recipe: LeJEPARecipe, image: ImageSpec) -> MakeMultiCrop:
             solarise=recipe.solarise,
         )
 
-    local_size = max(round(image.size * recipe.local_size / _PATCH), 1) * _PATCH
+    local_size = local_view_size(image.size, recipe.local_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * recipe.num_global_views,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -150,8 +148,7 @@ class LeJEPA(Method):
 
     def step(self, batch: MultiCrop, progress: Progress) -> StepOutput:
         crops = [*batch.global_views, *batch.local_views]
-        same_size = [list(views) for _, views in groupby(crops, key=lambda view: view.shape[-1])]
-        features = torch.cat([self.backbone(torch.cat(views)) for views in same_size])  # (VB, D)
+        features = features_of_crops(self.backbone, crops)  # (VB, D)
         z = self.projector(features).float().unflatten(0, (len(crops), -1))  # (V, B, E)
         centre = z[: len(batch.global_views)].mean(dim=0)
         prediction = (centre - z).square().mean()

@@ -30,7 +30,7 @@ from torch import nn
 
 from attar.data.images import ImageSpec
 from attar.losses import negative_cosine
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -125,10 +125,7 @@ class SimSiam(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The predictor's learning rate is not decayed."""
-        predictor = list(self.predictor.parameters())
-        ids = {id(p) for p in predictor}
-        others = [p for p in self.parameters() if id(p) not in ids]
-        return [{"params": others}, {"params": predictor, "constant_lr": True}]
+        return with_own_group(self, self.predictor, constant_lr=True)
 
 
 METHOD = SimSiam
