@@ -17,7 +17,7 @@ def test_the_numbers_of_the_paper():
     assert (r.temperature, r.queue_length, r.momentum) == (0.04, 128000, 0.999)
     assert (r.epochs, r.batch_size, r.peak_lr, r.weight_decay, r.sgd_momentum) == (130, 256, 0.01, 1e-4, 0.9)
     assert [round(drop * r.epochs) for drop in r.lr_drops] == [90, 120] and r.lr_drop_factor == 0.2
-    assert [r.num_queues for r in RECIPES.values()][:2] == [2, 1]
+    assert [r.own_queue for r in RECIPES.values()][:2] == [True, False]
 
 
 @pytest.mark.parametrize("recipe", ["1q", "2q"])

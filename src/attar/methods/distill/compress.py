@@ -52,7 +52,7 @@ from attar.views.makers import MakeOneView
 class CompRessRecipe(Recipe):
     """CompRess' own settings. Defaults are those of the paper on ImageNet."""
 
-    num_queues: Literal[1, 2]  # 2: the student has its own
+    own_queue: bool  # 2q: the student has a queue of its own; 1q: it is compared with the teacher's
     temperature: float = 0.04  # section 4; of both networks
     queue_length: int = 128000  # section 4
     momentum: float = 0.999  # of the slow student, section 4; 2q only
@@ -71,14 +71,14 @@ TWO = CompRessRecipe(
     lr_drop_factor=0.2,
     weight_decay=1e-4,
     decay_bias_and_norm=True,
-    num_queues=2,
+    own_queue=True,
 )
 RECIPES = {
     "2q": TWO,
-    "1q": replace(TWO, num_queues=1),
+    "1q": replace(TWO, own_queue=False),
     "small": replace(  # 32 px
         TWO,
-        num_queues=1,
+        own_queue=False,
         base_lr=0.03,
         schedule="cosine",
         lr_drops=(),
@@ -110,7 +110,7 @@ class CompRess(Method):
         self.teacher_queue = FeatureQueue(recipe.queue_length, width, setup.seed)
         self.student_queue: FeatureQueue | None = None
         self.slow_student: MomentumTeacher | None = None
-        if recipe.num_queues == 2:
+        if recipe.own_queue:
             self.student_queue = FeatureQueue(recipe.queue_length, backbone.num_features, setup.seed)
             self.slow_student = MomentumTeacher(backbone)
         else:

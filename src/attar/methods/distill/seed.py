@@ -1,7 +1,8 @@
 """SEED: the student must see the same neighbours as a frozen self-supervised teacher; no labels.
 
-Fang et al. 2021, arXiv:2101.04731. Recipe "soft" takes the targets of CompRess with one queue (Koohpayegani et al. 2020,
-arXiv:2010.14713) and keeps SEED's schedule, augmentation and projector; CompRess with its own is the method compress.
+Fang et al. 2021, arXiv:2101.04731. Recipe "soft" takes the targets of CompRess with one queue (Koohpayegani et al.
+2020, arXiv:2010.14713) and keeps SEED's schedule, augmentation and projector; with its own, CompRess is the method
+compress.
 
     s = projector(backbone(x)),  t = teacher(x), the same view x for both; all rows normalised
     A = the queue of earlier teacher embeddings, before them the image's own t if include_self
@@ -106,9 +107,7 @@ def views(recipe: SEEDRecipe, image: ImageSpec) -> MakeOneView | MakeMultiCrop:
         return MakeOneView(view)
     if recipe.teacher_views:
         raise RecipeError("seed: teacher_views keeps the answers to one view an image; leave out num_local_views.")
-    local = replace(
-        view, size=local_view_size(image.size, recipe.local_size), scale=recipe.local_scale
-    )
+    local = replace(view, size=local_view_size(image.size, recipe.local_size), scale=recipe.local_scale)
     return MakeMultiCrop(global_views=[view], local_views=[local] * recipe.num_local_views)
 
 
