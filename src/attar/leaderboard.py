@@ -84,7 +84,7 @@ SIZES = {
     ),
 }
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
-FINETUNE = "finetune:0.001"  # 20 epochs of AdamW
+FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
 COLUMNS = {"knn": "kNN", "linear": "linear", "low_label 1 %": "1 % labels", "low_label 10 %": "10 % labels"}
 
