@@ -69,6 +69,9 @@ CheckpointActivations = Annotated[
     bool,
     typer.Option("--checkpoint-activations", help="Less memory, a third more time: recompute in the backward pass."),
 ]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Under torchrun: spread weights and moments over the processes (FSDP2).")
+]
 CheckpointSteps = Annotated[
     int | None, typer.Option("--checkpoint-steps", help="Save every so many steps; default: every 5 minutes.")
 ]
@@ -101,6 +104,7 @@ def pretrain(
     accumulate: Accumulate = 1,
     compile: Compile = False,
     checkpoint_activations: CheckpointActivations = False,
+    shard: Shard = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -132,6 +136,7 @@ def pretrain(
         accumulate=accumulate,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
+        shard=shard,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )
@@ -166,6 +171,7 @@ def distill(
     accumulate: Accumulate = 1,
     compile: Compile = False,
     checkpoint_activations: CheckpointActivations = False,
+    shard: Shard = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -198,6 +204,7 @@ def distill(
         accumulate=accumulate,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
+        shard=shard,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )

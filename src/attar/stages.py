@@ -55,6 +55,7 @@ def pretrain(
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
+    shard: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -76,7 +77,8 @@ def pretrain(
         labels: "folder" or a column name. Methods with labels (attar methods says which) are trained on them;
             for all others they are only for the online kNN.
         accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
-            pass instead of keeping them; for networks that do not fit otherwise.
+            pass instead of keeping them; for networks that do not fit otherwise. shard: spread weights, gradients and
+            moments over the processes of torchrun (FSDP2); for networks that still do not fit.
 
     Returns:
         The run; its weights lie in out/backbone.safetensors.
@@ -113,6 +115,7 @@ def distill(
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
+    shard: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,

@@ -77,6 +77,7 @@ class Request:
     accumulate: int
     compile: bool
     checkpoint_activations: bool
+    shard: bool
     checkpoint_steps: int | None
     resume: bool
     progress: bool
@@ -114,6 +115,11 @@ def train(request: Request) -> Run:
     check(request)
     saved = _saved_recipe(request)
     with join_world(request.device) as world:
+        if request.shard and world.world_size == 1:
+            raise RecipeError(
+                "--shard spreads one training over several processes, and there is one. Start it with torchrun "
+                "--nproc-per-node N -m attar …, or leave --shard out."
+            )
         plan = _plan(request, world, saved)
         if saved is not None:
             _must_be_the_same(request, saved, plan.identity)
@@ -181,6 +187,8 @@ def check(request: Request) -> None:
         raise RecipeError(
             f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
         )
+    if request.compile and request.shard:
+        raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
 
@@ -524,6 +532,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         precision=request.precision,
         accumulate=request.accumulate,
         compile=request.compile,
+        shard=request.shard,
         checkpoint_steps=request.checkpoint_steps,
         show_progress=request.progress,
     )
