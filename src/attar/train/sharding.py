@@ -29,7 +29,8 @@ class Sharded(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         super().__init__()
-        self._whole = (copy.deepcopy(method).cpu(),) if world.is_main else ()  # in a tuple: not a part of this module
+        # in a tuple: not a part of this module
+        self._whole: tuple[Method, ...] = (copy.deepcopy(method).cpu(),) if world.is_main else ()
         self.method = method.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         mesh = init_device_mesh(world.device.type, (world.world_size,))
         for backbone in [m for m in method.modules() if isinstance(m, Backbone)]:
@@ -44,7 +45,7 @@ class Sharded(nn.Module):
 
     def whole(self, state: dict[str, Tensor]) -> Method:
         """The method on one device again, with this state; on the main process."""
-        (method,) = self._whole
+        method = self._whole[0]
         method.load_state_dict(state)
         return method
 
