@@ -71,6 +71,24 @@ class Backbone(nn.Module):
         self.train(training)
         return bool(maps) and maps[-1].ndim == 4 and maps[-1].shape[2:] == (1, 1) and maps[0].shape[2:] != (1, 1)
 
+    def require_size(self, side: int, *, setting: str) -> None:
+        """For methods that show it pieces of images: does it take squares of this many pixels?
+
+        Raises:
+            BackboneError: if not, naming the setting that makes them larger.
+        """
+        training = self.training
+        try:
+            with torch.no_grad():
+                self.eval()(torch.zeros(2, self.spec.channels, side, side))
+        except Exception as error:  # any shape mismatch inside the network
+            raise BackboneError(
+                f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use a larger {setting}, a larger "
+                f"--image-size, or a net for small images such as resnet20. ({type(error).__name__}: {error})"
+            ) from error
+        finally:
+            self.train(training)
+
     def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and what they are pooled from, in one pass: (B, D', H', W'), or tokens (B, N, D').
 
