@@ -231,3 +231,15 @@ def sigreg(z: Tensor, directions: Tensor, largest: float, knots: int) -> Tensor:
         integral = sum((left + right) / 2 * step for left, right in pairwise(heights))
         loss = loss + len(z) * integral
     return loss / len(directions)
+
+
+def colour_cross_entropy(logits: Tensor, numbers: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    B, Q, h, w = logits.shape
+    loss = torch.zeros((), dtype=logits.dtype)
+    for b in range(B):
+        for y in range(h):
+            for x in range(w):
+                p = softmax([logits[b, q, y, x] for q in range(Q)])
+                for k in range(numbers.shape[1]):
+                    loss = loss - weights[b, y, x] * shares[b, k, y, x] * p[numbers[b, k, y, x]].log()
+    return loss / (B * h * w)

@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
+from attar.losses.colour import colour_cross_entropy
 from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
 from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
 from attar.losses.gather import first_own_row, gather_rows, own_share
@@ -16,6 +17,7 @@ __all__ = [
     "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
+    "colour_cross_entropy",
     "dino",
     "first_own_row",
     "gather_rows",

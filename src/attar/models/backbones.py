@@ -94,7 +94,7 @@ class Backbone(nn.Module):
             BackboneError: for a network that pools no map.
         """
         modes = {module: module.training for module in self.modules()}
-        device = next(self.parameters()).device
+        device = next(self.parameters(), torch.empty(0)).device
         size = self.spec.image_size
         _, feature_map = self.eval().features_and_map(torch.zeros(1, self.spec.channels, size, size, device=device))
         for module, mode in modes.items():

@@ -191,5 +191,6 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     y = (light + 16) / 116
     xyz = [torch.where(t > 6 / 29, t**3, 3 * (6 / 29) ** 2 * (t - 4 / 29)) for t in (y + a / 500, y, y - b / 200)]
     inverse = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)).tolist()
-    linear = torch.cat([sum(w * t for w, t in zip(row, xyz)) for row in inverse], dim=1).clamp(0, 1)  # type: ignore[misc]
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    linear = torch.cat([sum(w * t for w, t in zip(row, xyz)) for row in inverse], dim=1)  # type: ignore[misc]
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, curved).clamp_(0, 1)
