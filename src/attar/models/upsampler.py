@@ -39,7 +39,7 @@ def map_of(backbone: Backbone, method: str) -> tuple[int, int]:
     shape = backbone.map_shape()
     if len(shape) != 3 or shape[1] != shape[2]:
         raise RecipeError(
-            f"{method}: {backbone.spec.name} makes {shape} of an image; it needs a convnet with a square map (D, H, W), "
-            "such as resnet18 or resnet20. For vision transformers take mae or simmim."
+            f"{method}: {backbone.spec.name} makes {shape} of an image; it needs a convnet with a square map "
+            "(D, H, W), such as resnet18 or resnet20. For vision transformers take mae or simmim."
         )
     return shape[0], shape[1]
