@@ -153,6 +153,27 @@ class MaskedView:
 
 
 @dataclass
+class Holed:
+    """images: (B, C, H, W), whole. hole: bool (B, 1, H, W), True where pixels are hidden. region: bool, the same shape:
+    what is to be predicted, the hole and maybe a band around it.
+    """
+
+    images: Tensor
+    hole: Tensor
+    region: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """The images without what is in the hole, which is 0, the mean colour."""
+        return self.images.masked_fill(self.hole, 0)
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"view": self.images, "seen": self.seen}
+
+
+@dataclass
 class MaskedMultiCrop(MultiCrop):
     """A MultiCrop with a mask for each global view: bool (B, N), True where a patch is hidden from the student."""
 
