@@ -147,7 +147,8 @@ def evaluate(
         run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed.
-        protocols: knn, linear, finetune, low_label, few_shot; settings after a colon, e.g. "low_label:0.01,0.1".
+        protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map); settings
+            after a colon, e.g. "low_label:0.01,0.1".
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.

@@ -28,9 +28,11 @@ METRICS = {"top1": "top-1 accuracy", "roc_auc": "ROC-AUC", "balanced_accuracy": 
 PROTOCOLS = {
     "knn": "k nearest neighbours",
     "linear": "linear probe",
+    "mlp": "non-linear probe",
     "finetune": "fine-tuning",
     "low_label": "few labels",
     "few_shot": "few shots",
+    "layers": "linear probe of layer",
 }
 QUERIES, NEIGHBOURS = 8, 6
 MOST_POINTS = 400  # of a curve
@@ -93,6 +95,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         figures=key_figures(main),
         controls=control_plots(main),
         low_labels=low_label_plot(main),
+        layers=layers_plot(main),
         curves=curve_plots(contents),
         health=health_of(main),
         views=image_uri(main.path / "views.png"),
@@ -172,7 +175,8 @@ def control_plots(run: RunContent) -> list[tuple[str, str]]:
     """(title, plot) for each protocol and metric with one value a subject."""
     found = []
     rows = run.evaluation.get("rows", [])
-    keys = dict.fromkeys((r["protocol"], r["metric"]) for r in rows if r["protocol"] not in ("low_label", "few_shot"))
+    several = ("low_label", "few_shot", "layers")
+    keys = dict.fromkeys((r["protocol"], r["metric"]) for r in rows if r["protocol"] not in several)
     for protocol, metric in keys:
         dots = [
             Dot(NAMES.get(r["subject"], r["subject"]), r["value"], r["low"], r["high"], _kind(r["subject"]))
@@ -199,6 +203,27 @@ def low_label_plot(run: RunContent) -> str:
         bars = [(r["low"], r["high"]) for r in mine]
         lines.append(Line(NAMES.get(subject, subject), x, [r["value"] for r in mine], bars=bars, kind=kind))
     return line_plot(lines, x_label="labels used, %", y_label=METRICS[metric], log_x=True)
+
+
+def layers_plot(run: RunContent) -> str:
+    """Value over the depth of the layer, one line a subject; handcrafted features, which have no depth, are level."""
+    rows = [r for r in run.evaluation.get("rows", []) if r["protocol"] == "layers"]
+    if not rows:
+        return ""
+    metric = run.details.get("metric") or rows[0]["metric"]
+    rows = sorted((r for r in rows if r["metric"] == metric), key=lambda r: r["settings"]["depth"])
+    names = [r["settings"]["variant"].split(",")[0] for r in rows if r["subject"] == "model"]
+    lines = []
+    for kind, subject in enumerate(dict.fromkeys(["model", *(r["subject"] for r in rows)])):
+        mine = [r for r in rows if r["subject"] == subject]
+        if subject in ("pixels", "hog"):
+            x, y, bars = [1, len(names)], [mine[0]["value"]] * 2, None
+        else:
+            x, y = [r["settings"]["depth"] for r in mine], [r["value"] for r in mine]
+            bars = [(r["low"], r["high"]) for r in mine]
+        lines.append(Line(NAMES.get(subject, subject), x, y, bars=bars, kind=kind))
+    title = f"linear probe of each layer, {METRICS[metric]}"
+    return line_plot(lines, x_label="layer, from the input to the output", y_label=title, names=names)
 
 
 def curve_plots(runs: Sequence[RunContent]) -> list[str]:
