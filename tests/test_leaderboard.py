@@ -41,7 +41,7 @@ def test_the_table_gives_spread_over_seeds_and_names_failures(tmp_path):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="unknown size 'huge'"):
         leaderboard(size="huge")
-    with pytest.raises(RecipeError, match="seed distils a teacher"):
+    with pytest.raises(RecipeError, match="seed needs a teacher or labels"):
         leaderboard(methods=["seed"])
     with pytest.raises(RecipeError, match="--seeds 0"):
         leaderboard(seeds=0)

@@ -84,7 +84,7 @@ SIZES = {
     ),
 }
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
-FINETUNE = "finetune:0.001"  # 20 epochs of AdamW
+FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
 COLUMNS = {"knn": "kNN", "linear": "linear", "low_label 1 %": "1 % labels", "low_label 10 %": "10 % labels"}
 
@@ -195,7 +195,6 @@ def leaderboard(
         RunError: `out` holds a leaderboard of other images or of another budget.
     """
     from attar.methods import CATALOGUE
-    from attar.methods.base import load
 
     if size not in SIZES:
         raise RecipeError(unknown_name("size", size, SIZES))
@@ -205,9 +204,9 @@ def leaderboard(
     if methods is not None and not methods:
         raise RecipeError("--methods names none; leave it out for all that need no teacher.")
     for name in methods or ():
-        if load(name).METHOD.needs_teacher:
-            raise RecipeError(f"{name} distils a teacher; the leaderboard compares methods that need none.")
-    chosen = list(methods or (name for name in CATALOGUE if not load(name).METHOD.needs_teacher))
+        if not _self_supervised(name):
+            raise RecipeError(f"{name} needs a teacher or labels; the leaderboard compares methods that need neither.")
+    chosen = list(methods or filter(_self_supervised, CATALOGUE))
     plan = SIZES[size] if epochs is None else replace(SIZES[size], epochs=epochs)
     train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
     plan = replace(plan, batch_size=min(plan.batch_size, max(len(train) // 4, 2)))
@@ -223,6 +222,13 @@ def leaderboard(
             board.entries.append(_kept(out / "results" / f"{name}-{seed}.json", make))
             _write(board)
     return board
+
+
+def _self_supervised(name: str) -> bool:
+    from attar.methods.base import load
+
+    method = load(name).METHOD
+    return not method.needs_teacher and not method.needs_labels
 
 
 def _claim(out: Path, plan: Size, train: Images, held_out: Images) -> None:

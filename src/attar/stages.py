@@ -73,7 +73,8 @@ def pretrain(
             base_lr scaled by the batch.
         image_size: pixels a side; default 224, or the size of the images where they are smaller.
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
-        labels: "folder" or a column name; used only for the online kNN, never for training.
+        labels: "folder" or a column name. Methods with labels (attar methods says which) are trained on them;
+            for all others they are only for the online kNN.
         accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
             pass instead of keeping them; for networks that do not fit otherwise.
 

@@ -7,6 +7,7 @@ request alone shows comes before the first image is decoded, and a run that exis
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import logging
 import platform
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import BackboneError, CheckpointError, RecipeError, RunChanged, RunError
+from attar.errors import BackboneError, CheckpointError, DataError, RecipeError, RunChanged, RunError
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ class _Plan:
                 "source": describe(request.source),
                 "labels": request.labels,
                 "digest": images.digest,
+                "labels_digest": self._labels_digest,
                 "num_images": len(images),
                 "num_broken": len(images.broken),
                 "channels": images.channels,
@@ -319,16 +321,28 @@ class _Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """The part that a resumed run must share with what was saved."""
-        return _identity({**self._settings, "data": {"digest": self.images.digest}})
+        data = {"digest": self.images.digest, "labels_digest": self._labels_digest}
+        return _identity({**self._settings, "data": data})
+
+    @property
+    def _labels_digest(self) -> str | None:
+        """Of the labels that are trained on; None where they are not."""
+        from attar.methods.base import load
+
+        if not load(self.request.method).METHOD.needs_labels:
+            return None
+        assert self.images.labels is not None
+        return hashlib.sha256(self.images.labels.astype("<i8").tobytes()).hexdigest()
 
 
-_OF_DIGESTS = {"data": "data: other images", "teacher": "teacher: other weights"}
+_OF_DIGESTS = {"data": "data: other images", "labels": "labels: other ones", "teacher": "teacher: other weights"}
 _IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
 
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     identity = {key: resolved.get(key) for key in _IDENTITY}
     identity["data"] = resolved["data"]["digest"]
+    identity["labels"] = resolved["data"].get("labels_digest")
     identity["teacher"] = (resolved["teacher"] or {}).get("digest")
     return json.loads(json.dumps(identity))
 
@@ -384,13 +398,16 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
 def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
     """The images of a request; process 0 packs them first, the others then find the pack."""
     from attar.data.load import load_images
+    from attar.methods.base import load
+
+    needs_labels = load(request.method).METHOD.needs_labels
 
     def read(progress: bool) -> Images:
         return load_images(
             request.source,
             image_size=size,
             channels=channels,
-            labels=request.labels,
+            labels=request.labels or ("auto" if needs_labels else None),
             cache=request.cache,
             workers=request.workers,
             progress=progress,
@@ -398,7 +415,28 @@ def _load_images(request: Request, size: int, channels: int | str, world: Any) -
 
     images = read(request.progress) if world.is_main else None
     world.barrier()
-    return images if images is not None else read(False)
+    images = images if images is not None else read(False)
+    if needs_labels:
+        _check_labels(request, images)
+    return images
+
+
+def _check_labels(request: Request, images: Images) -> None:
+    """A method with labels needs one for every image, and at least two classes."""
+    import numpy as np
+
+    if images.labels is None or images.num_classes < 2:
+        raise DataError(
+            f"{request.method} is trained with labels, and {describe(request.source)} has none, or only one class. "
+            "Give one sub-folder a class, a table and --labels COLUMN, or a method without labels (attar methods)."
+        )
+    unknown = np.flatnonzero(images.labels < 0)
+    if len(unknown):
+        first = f", the first is {images.where[int(unknown[0])]}" if len(images.where) else ""
+        raise DataError(
+            f"{request.method} is trained with labels, and {len(unknown)} of {len(images)} images have none{first}. "
+            "Label them, or leave them out."
+        )
 
 
 _LARGEST_BATCH = {"cpu": 256, "cuda": 1024}  # for a process, unless the person asks for more
@@ -556,9 +594,10 @@ def _say(plan: _Plan, job: Job) -> None:
 def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResult) -> None:
     """Write what people and later stages need: weights, head, broken files, views, gallery."""
     import numpy as np
+    import torch
 
     from attar.models.heads import MLP
-    from attar.models.saved import save_backbone, save_projector
+    from attar.models.saved import save_backbone, save_head
     from attar.reporting.attention import attention_of
     from attar.reporting.gallery import collect_gallery
     from attar.train.loop import views_of
@@ -572,11 +611,17 @@ def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResul
     attended = attention_of(method.backbone, CentreView(job.image)(first), first.index)
     if attended is not None:
         contact_sheet(attended, job.image, num_images=8).save(run / "attention.png")
+    with torch.no_grad():
+        answered = method.answers(views)
+    if answered is not None:
+        contact_sheet(answered, job.image, num_images=8).save(run / "answers.png")
     collect_gallery(method.backbone, job.image, job.images, out=run / "gallery.npz", device=job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))
-    if isinstance(method.projector, MLP):
-        save_projector(run.path, method.projector)
+    for name in ("projector", "classifier"):
+        head = getattr(method, name)
+        if isinstance(head, MLP):
+            save_head(run.path, name, head, classes=job.images.classes)
     kept = ("kind", "method", "recipe", "data", "teacher", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
     save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete

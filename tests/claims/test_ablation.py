@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_an_expectation_may_compare_differences():
     assert "Verdict: does not hold" in judge(claim, result(**arms, simclr_crops=(0.58, 0.59, 0.58)), digits=False)
 
 
+def test_a_margin_is_what_may_be_lost():
+    values = dict(whole=(0.60, 0.61, 0.60), part=(0.59, 0.60, 0.59))
+    for margin, verdict in ((0.0, "does not hold"), (0.03, "holds")):
+        claim = replace(TWO, expectations=[Expectation(("part",), ("whole",), "part over whole", margin)])
+        said = judge(claim, result(**values), digits=False)
+        assert f"Verdict: {verdict}" in said and "-1.0" in said
+    assert "a loss of 3 counts as little" in said
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
     """Method and settings of each arm are accepted, no two arms are the same, and expectations name arms."""
@@ -68,11 +78,11 @@ def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
     assert {a for e in claim.expectations for a in (*e.better, *e.worse)} == set(claim.arms)
 
 
-def build(method: str):
+def build(method: str, recipe_name: str = "small", network: str = "resnet8x0.5"):
     images = load_images(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8), image_size=16)
-    recipe = resolve_recipe(method, "small", {"batch_size": 16, "epochs": 1})
+    recipe = resolve_recipe(method, recipe_name, {"batch_size": 16, "epochs": 1})
     torch.manual_seed(0)
-    backbone = build_backbone("resnet8x0.5", channels=3, image_size=16)
+    backbone = build_backbone(network, channels=3, image_size=16)
     module = load(method)
     method = module.METHOD(recipe, backbone, Setup(image=IMAGE, images=images)).train()
     batch = images.batch(np.arange(16))
@@ -98,6 +108,19 @@ def test_heads_are_taken_out():
     assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in norms)
 
 
+def test_patches_are_trained_or_positions_missing():
+    trained = build("attar.claims.arms.moco_v3_trained_patches", "vit", "vit_micro_p4")[0]
+    frozen = build("moco_v3", "vit", "vit_micro_p4")[0]
+    assert trained.backbone.network.patch_embed.proj.weight.requires_grad
+    assert not frozen.backbone.network.patch_embed.proj.weight.requires_grad
+    lost, batch = build("attar.claims.arms.moco_v3_without_positions", "vit", "vit_micro_p4")
+    assert not lost.backbone.network.pos_embed.any() and not lost.backbone.network.pos_embed.requires_grad
+    assert not lost.teacher.module[0].network.pos_embed.any()
+    lost.step(batch, Progress(0, 10, 0, 1)).loss.backward()
+    lost.after_step(Progress(0, 10, 0, 1))
+    assert not lost.teacher.module[0].network.pos_embed.any()
+
+
 @pytest.mark.parametrize("name", ["byol_crops_only", "simclr_crops_only"])
 def test_crops_only_leave_colours_alone(name):
     """Views of an image of one colour keep that colour."""
@@ -115,8 +138,9 @@ def test_an_ablation_end_to_end(tmp_path, monkeypatch):
         images=200,
         test_images=80,
         image_size=8,
-        backbone="resnet8x0.5",
+        convnet="resnet8x0.5",
         stem="standard",
+        vit="vit_micro_p4",
         epochs=1,
         batch_size=64,
         seeds=1,

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from attar.data.images import Images, ImageSpec
-from attar.methods.base import Method, Progress, Setup, load, make_views, resolve_recipe
+from attar.methods.base import Method, Progress, Recipe, Setup, load, make_views, resolve_recipe
+from attar.models.heads import MLP
 
 NUM_IMAGES, SIZE, BATCH = 12, 32, 6
 IMAGE = ImageSpec(size=SIZE, channels=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -55,6 +56,8 @@ def make_images(num: int = NUM_IMAGES) -> Images:
         canvas_size=SIZE,
         channels=3,
         digest="stripes",
+        labels=np.arange(num) % 3,
+        classes=("a", "b", "c"),
     )
 
 
@@ -120,10 +123,18 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
     if module.METHOD.needs_teacher:
         from attar.models.teachers import FrozenTeacher
 
-        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE)
+        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, _teacher_head(resolved))
     backbone = tiny_backbone(name=module.METHOD.backbone_name(BACKBONES[module.METHOD.needs_tokens]))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
+
+
+def _teacher_head(recipe: Recipe) -> MLP | None:
+    """A classifier where the distiller wants its logits."""
+    if getattr(recipe, "teacher_output", "") != "logits":
+        return None
+    torch.manual_seed(8)
+    return MLP([tiny_backbone().num_features, 3])
 
 
 @pytest.fixture

@@ -38,3 +38,13 @@ def test_embeddings_are_of_the_upright_images(bench):
         output.embeddings, bench.method.backbone(batch.images[:6]).detach(), rtol=1e-4, atol=1e-5
     )
     assert RECIPES["small"].peak_lr == pytest.approx(0.1) and RECIPES["photo"].peak_lr == pytest.approx(0.2)
+
+
+def test_it_says_of_each_turned_image_by_how_much_and_how_sure(bench):
+    bench = bench("rotation")
+    torch.nn.init.zeros_(bench.method.head.weight)
+    bench.method.head.bias.data = torch.tensor([0.0, 0.0, 3.0, 0.0])
+    answers = bench.method.eval().answers(bench.batch(0))
+    sure = torch.tensor([0.0, 0.0, 3.0, 0.0]).softmax(dim=0)[2].item()
+    assert list(answers.pictures()) == [f"turned by {turn}°" for turn in (0, 90, 180, 270)]
+    assert all(said == [f"180° ({sure:.0%})"] * 6 for said in answers.captions.values())

@@ -15,7 +15,7 @@ from attar.errors import CheckpointError, ShapeError
 from attar.models.backbones import build_backbone
 from attar.models.encoder import Encoder
 from attar.models.heads import MLP
-from attar.models.saved import load_backbone, load_projector, load_weights, save_backbone, save_projector
+from attar.models.saved import load_backbone, load_head, load_weights, save_backbone, save_head
 from attar.models.teachers import CachedTeacher, FrozenTeacher, cache_answers, load_teacher
 from attar.train.log import read_json_lines
 
@@ -73,10 +73,10 @@ def test_folders_that_hold_no_backbone_say_why(tmp_path):
 
 def test_projector_round_trip(tmp_path):
     head = MLP([4, 8, 2]).eval()
-    assert load_projector(tmp_path) is None
-    save_projector(tmp_path, head)
+    assert load_head(tmp_path, "projector") is None
+    save_head(tmp_path, "projector", head)
     x = torch.randn(3, 4)
-    assert torch.equal(load_projector(tmp_path)(x), head(x))
+    assert torch.equal(load_head(tmp_path, "projector")(x), head(x))
 
 
 def test_encoder_normalises_and_refuses_what_it_was_not_made_for(saved):
@@ -159,7 +159,7 @@ def test_which_output_a_teacher_gives(saved):
     assert load_teacher(folder).num_features_out == backbone.num_features
     with pytest.raises(CheckpointError, match="has kept no projector"):
         load_teacher(folder, output="embedding")
-    save_projector(folder, MLP([backbone.num_features, 5]))
+    save_head(folder, "projector", MLP([backbone.num_features, 5]))
     assert load_teacher(folder).num_features_out == load_teacher(folder, output="embedding").num_features_out == 5
     assert load_teacher(folder, output="features").num_features_out == backbone.num_features
     assert load_teacher(folder).digest != load_teacher(folder, output="features").digest

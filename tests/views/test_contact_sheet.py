@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from attar.errors import ShapeError
+from attar.methods.base import Answers
 from attar.views.augmentation import Augmentation, CentreView
-from attar.views.contact_sheet import CELL, GAP, LEFT, TOP, contact_sheet
+from attar.views.contact_sheet import CELL, GAP, LEFT, LINE, TOP, contact_sheet
 from attar.views.draws import Draws
 from attar.views.makers import MakeMultiCrop, MakeOneView, MakeTwoViews
 
@@ -37,3 +38,16 @@ def test_what_does_not_fit_is_named(make_batch, make_spec):
         contact_sheet(made, make_spec(channels=1))
     with pytest.raises(ShapeError, match="num_images >= 1"):
         contact_sheet(made, make_spec(), num_images=0)
+
+
+def test_captions_stand_below_the_pictures_of_their_column(make_batch, make_spec):
+    batch, spec = make_batch(2), make_spec()
+    shown = {"asked": CentreView(spec)(batch), "true": CentreView(spec)(batch)}
+    sheets = [
+        np.asarray(contact_sheet(Answers(shown, {"asked": said}, batch.index), spec))
+        for said in (["", ""], ["90°", ""])
+    ]
+    assert len(sheets[0]) == TOP + 2 * (CELL + GAP + LINE)
+    changed = np.argwhere((sheets[0] != sheets[1]).any(axis=2))
+    assert len(changed) and changed[:, 0].min() >= TOP + CELL and changed[:, 0].max() < TOP + CELL + LINE
+    assert changed[:, 1].max() < LEFT + CELL + GAP

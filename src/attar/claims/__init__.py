@@ -22,6 +22,7 @@ CLAIMS = {
     "swav_multi_crop": _ABLATIONS,
     "byol_views": _ABLATIONS,
     "dino_centring": _ABLATIONS,
+    "moco_v3_patches": _ABLATIONS,
     "inst_disc_nce": _ABLATIONS,
 }
 

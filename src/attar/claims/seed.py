@@ -176,16 +176,16 @@ def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Pa
     from attar.evaluation.controls import calibrate_batchnorm
     from attar.models.backbones import build_backbone
     from attar.models.heads import MLP
-    from attar.models.saved import load_backbone, load_projector, save_backbone, save_projector
+    from attar.models.saved import load_backbone, load_head, save_backbone, save_head
 
     trained, image, _ = load_backbone(run)
-    head = load_projector(run)
+    head = load_head(run, "projector")
     torch.manual_seed(seed)
     backbone = build_backbone(**trained.spec.to_json())
     calibrate_batchnorm(backbone, images, image, device="cpu", batch_size=256)
     out.mkdir(parents=True, exist_ok=True)
     if head is not None:
-        save_projector(out, MLP.from_spec(head.spec))
+        save_head(out, "projector", MLP.from_spec(head.spec))
     save_backbone(out, backbone, image, provenance={"name": f"{trained.spec.name} at random initialisation"})
     return out
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from attar.claims.ablation import Ablation, Arm, Expectation
 
 ARMS = "attar.claims.arms"
+# For a small ViT, a small batch and few passes; the paper's 1.5e-4 and heads of 4096 are for ViT-B and batch 4096.
+MOCO_V3_VIT = {"base_lr": 1e-3, "lr_scaling": "none", "projector_hidden_dim": 512, "predictor_hidden_dim": 512}
 
 
 def _needed(whole: str, *without: str) -> list[Expectation]:
@@ -93,6 +95,23 @@ CLAIMS = {
                 ),
             },
             expectations=_needed("dino", "without_centring", "without_sharpening"),
+        ),
+        Ablation(
+            name="moco_v3_patches",
+            statement="MoCo v3 is better with a frozen random patch projection, and loses little without positions.",
+            source="Chen et al. 2021, arXiv:2104.02057, sections 4.2 and 5.1, tables 4 and 5",
+            network="vit",
+            arms={
+                "frozen": Arm("MoCo v3, frozen patch projection", "moco_v3", MOCO_V3_VIT, "vit"),
+                "trained": Arm("trained patch projection", f"{ARMS}.moco_v3_trained_patches", MOCO_V3_VIT, "vit"),
+                "without_positions": Arm(
+                    "no position embeddings", f"{ARMS}.moco_v3_without_positions", MOCO_V3_VIT, "vit"
+                ),
+            },
+            expectations=[
+                Expectation(("frozen",), ("trained",), "frozen over trained patches"),
+                Expectation(("without_positions",), ("frozen",), "without over with positions", margin=0.03),
+            ],
         ),
         Ablation(
             name="inst_disc_nce",

@@ -109,6 +109,13 @@ class Images:
         """One more than the largest stable id: the length of a table keyed by index."""
         return int(self.index.max()) + 1 if len(self) else 0
 
+    @property
+    def num_classes(self) -> int:
+        """Number of the classes that labels tell apart; 0 without labels."""
+        if self.labels is None or not len(self):
+            return 0
+        return max(len(self.classes), int(self.labels.max()) + 1)
+
     def batch(self, positions: np.ndarray) -> CanvasBatch:
         """Canvases at these positions (any order, repeats allowed), on the CPU."""
         canvases, rectangles = self.store.read(self.rows[positions])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -107,12 +107,31 @@ class Setup:
     seed: int = 0
 
 
+@dataclass
+class Answers:
+    """What a network says to its method's own task, for a person to look at; shown like a batch of views.
+
+    shown: name -> normalised images (B, C, H, W), in the order of the columns. captions: name -> a line below each
+    picture of that column, such as what the network took it for and how sure it is.
+    """
+
+    shown: Mapping[str, Tensor]
+    captions: Mapping[str, Sequence[str]]
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return dict(self.shown)
+
+
 class Method(nn.Module):
     """Base of all methods. Subclasses define `step`, and set `backbone` in `__init__(recipe, backbone, setup)`.
 
     `forward` is `step`, so that DistributedDataParallel can wrap a method as it is.
-    needs_teacher: True for distillers. batch_coupled: True where the loss compares samples of one batch, so that
-    gradient accumulation changes it. projector: the head whose output a distiller may learn from (None: features).
+    needs_teacher: True for distillers. needs_labels: True for methods that are trained with labels; every label of a
+    batch is then known. batch_coupled: True where the loss compares samples of one batch, so that gradient
+    accumulation changes it. projector: the head whose output a distiller may learn from (None: features).
+    classifier: the head that names classes from the backbone's features, kept with the run (None: no classes).
 
     needs_tokens: for methods that mask the patches of a vision transformer, which one they can train: "any"; "class",
     one whose features are its class token; "mean", one whose features are the mean of its patch tokens. They call
@@ -121,15 +140,19 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     needs_tokens: ClassVar[Literal["", "any", "class", "mean"]] = ""
     batch_coupled: ClassVar[bool] = False
     backbone: Backbone
     projector: nn.Module | None
+    classifier: nn.Module | None
 
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.recipe = recipe
-        self.projector = None  # not a class attribute: that would hide the registered module of a subclass
+        # not class attributes: those would hide the registered modules of a subclass
+        self.projector = None
+        self.classifier = None
 
     @staticmethod
     def backbone_name(asked: str) -> str:
@@ -142,6 +165,11 @@ class Method(nn.Module):
 
     def forward(self, batch: Any, progress: Progress) -> StepOutput:
         return self.step(batch, progress)
+
+    def answers(self, batch: Any) -> Answers | None:
+        """What the network, in eval mode, says to its own task for a batch of views; None where there is no picture
+        of it. For the report."""
+        return None
 
     def after_step(self, progress: Progress) -> None:
         """State that is not trained by gradient: momentum teacher, centre. Called after the optimiser's update."""

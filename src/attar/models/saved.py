@@ -1,4 +1,4 @@
-"""Weights on disk: backbone.safetensors with backbone.json, projector.safetensors with projector.json.
+"""Weights on disk: backbone.safetensors with backbone.json, and likewise the projector and the classifier.
 
 Nothing is unpickled; digests and full coverage are checked, because a teacher that loaded half is a random teacher.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,24 +115,30 @@ def load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
-def save_projector(folder: Path, projector: MLP) -> None:
-    """Keep a teacher's head beside its backbone, for distillers that learn from its embedding."""
-    digest = _save_weights(folder / "projector.safetensors", projector)
-    _write_json(folder / "projector.json", {"format": "attar.projector/1", "spec": projector.spec, "sha256": digest})
+def save_head(folder: Path, name: str, head: MLP, *, classes: Sequence[str] = ()) -> None:
+    """Keep a head beside its backbone: "projector", whose embedding distillers learn from, or "classifier"."""
+    digest = _save_weights(folder / f"{name}.safetensors", head)
+    described = {"format": f"attar.{name}/1", "spec": head.spec, "sha256": digest}
+    _write_json(folder / f"{name}.json", described | ({"classes": list(classes)} if name == "classifier" else {}))
 
 
-def load_projector(folder: Path) -> MLP | None:
-    """The head of a run in eval mode, or None if it kept none."""
-    description = folder / "projector.json"
+def load_head(folder: Path, name: str) -> MLP | None:
+    """The head of a run in eval mode, or None if it kept none of this name."""
+    description = folder / f"{name}.json"
     if not description.is_file():
         return None
     try:
         values = json.loads(description.read_text())
-        projector = MLP.from_spec(values["spec"])
+        head = MLP.from_spec(values["spec"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{description} is not a description of a projector: {error}") from error
-    _load_weights(folder / "projector.safetensors", projector, values["sha256"])
-    return projector.eval()
+        raise CheckpointError(f"{description} is not a description of a {name}: {error}") from error
+    _load_weights(folder / f"{name}.safetensors", head, values["sha256"])
+    return head.eval()
+
+
+def classes_of(folder: Path) -> tuple[str, ...]:
+    """Names of the classes that a run's classifier tells apart, in the order of its logits."""
+    return tuple(json.loads((folder / "classifier.json").read_text())["classes"])
 
 
 def _load_weights(path: Path, module: nn.Module, digest: str) -> None:

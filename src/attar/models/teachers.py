@@ -23,7 +23,7 @@ from attar.data.images import Images, ImageSpec
 from attar.data.progress import Progress
 from attar.errors import CheckpointError, ShapeError
 from attar.models.backbones import Backbone
-from attar.models.saved import load_backbone, load_projector
+from attar.models.saved import load_backbone, load_head
 
 logger = logging.getLogger("attar")
 
@@ -54,15 +54,17 @@ class FrozenTeacher:
         self,
         backbone: Backbone,
         image: ImageSpec,
-        projector: nn.Module | None = None,
+        head: nn.Module | None = None,
         *,
         digest: str = "",
         name: str = "a network given in Python",
     ):
-        self.network = backbone if projector is None else nn.Sequential(backbone, projector)
+        self.backbone = backbone
+        self.head = head
+        self.network = backbone if head is None else nn.Sequential(backbone, head)
         self.network.eval().requires_grad_(False)
         self.image = image
-        self.num_features_out = backbone.num_features if projector is None else int(projector.num_features_out)  # type: ignore[arg-type]
+        self.num_features_out = backbone.num_features if head is None else int(head.num_features_out)  # type: ignore[arg-type]
         self.digest = digest
         self.name = name
 
@@ -70,6 +72,18 @@ class FrozenTeacher:
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
         self.network.to(images.device)
         return self.network(renormalised(images, image, self.image)).float()
+
+    @torch.no_grad()
+    def stages(self, images: Tensor, image: ImageSpec) -> dict[str, Tensor]:
+        """Its intermediate maps by name, (B, D', H', W') or tokens (B, N, D'), for distillers of maps."""
+        self.network.to(images.device)
+        return self.backbone.stages(renormalised(images, image, self.image))
+
+    @torch.no_grad()
+    def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
+        """Its features and what they are pooled from, in one pass; see `Backbone.features_and_map`."""
+        self.network.to(images.device)
+        return self.backbone.features_and_map(renormalised(images, image, self.image))
 
 
 def renormalised(images: Tensor, given: ImageSpec, wanted: ImageSpec) -> Tensor:
@@ -198,23 +212,28 @@ def load_teacher(
     """A frozen teacher from a run folder, a timm name, "hog" or "pixels".
 
     Args:
-        output: "features" (of the backbone), "embedding" (of the projector the run kept), or "auto": the embedding
-            where there is a projector.
+        output: "features" (of the backbone), "embedding" (of the projector the run kept), "logits" (of the
+            classifier the run kept), or "auto": the embedding where there is a projector, otherwise features.
 
     Raises:
-        CheckpointError: "embedding" of a teacher that kept no projector; anything load_backbone raises.
+        CheckpointError: an output of a head that the teacher did not keep; anything load_backbone raises.
     """
     backbone, image, provenance = load_backbone(spec, image_size=image_size, channels=channels)
     folder = Path(spec)
-    projector = load_projector(folder) if folder.is_dir() and output != "features" else None
-    if projector is None and output == "embedding":
-        raise CheckpointError(
-            f"teacher_output=embedding: {spec} has kept no projector; use teacher_output=features, or a teacher "
-            "trained by a method with one (simclr, moco, byol)."
-        )
+    kept = {"embedding": "projector", "auto": "projector", "logits": "classifier"}.get(output)
+    head = load_head(folder, kept) if folder.is_dir() and kept else None
+    if head is None and output in _WITHOUT_HEAD:
+        raise CheckpointError(f"teacher_output={output}: {spec} has kept no {kept}; {_WITHOUT_HEAD[output]}.")
     if provenance.get("collapsed"):
         logger.warning("The teacher %s ended collapsed: it says nearly the same of all images.", spec)
     state = provenance.get("sha256") or str(spec)
-    digest = hashlib.sha256(f"{state} {'embedding' if projector is not None else 'features'}".encode()).hexdigest()
+    answered = "features" if head is None else "logits" if output == "logits" else "embedding"
+    digest = hashlib.sha256(f"{state} {answered}".encode()).hexdigest()
     name = str(folder.absolute() if folder.is_dir() else spec)
-    return FrozenTeacher(backbone, image, projector, digest=digest, name=name)
+    return FrozenTeacher(backbone, image, head, digest=digest, name=name)
+
+
+_WITHOUT_HEAD = {
+    "embedding": "use teacher_output=features, or a teacher trained by a method with one (simclr, moco, byol)",
+    "logits": "its teacher must have been trained with labels (attar pretrain SOURCE --method supervised, or kd)",
+}

@@ -100,6 +100,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         health=health_of(main),
         views=image_uri(main.path / "views.png"),
         attention=image_uri(main.path / "attention.png"),
+        answers=image_uri(main.path / "answers.png"),
         gallery=gallery_of(main.path / "gallery.npz"),
         confusion=confusion_of(main.details),
         lineage=[lineage_of(run) for run in contents],

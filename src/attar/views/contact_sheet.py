@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -10,11 +12,13 @@ from attar.data.images import ImageSpec
 from attar.errors import ShapeError
 from attar.views.batches import Batch
 
-CELL, GAP, LEFT, TOP = 112, 4, 64, 22  # pixels: side of a picture, space between, row labels, column labels
+# pixels: side of a picture, space between, row labels, column labels, a line below a picture
+CELL, GAP, LEFT, TOP, LINE = 112, 4, 64, 22, 16
 
 
 def contact_sheet(batch: Batch, image: ImageSpec, num_images: int = 8) -> Image.Image:
-    """The first images of a batch, normalisation undone. Columns carry the view's name and size, rows the sample id.
+    """The first images of a batch, normalisation undone. Columns carry the view's name and size, rows the sample id;
+    where the batch has captions (name -> one text an image), they stand below the pictures of that name.
 
     One channel is shown as grey, two as the first alone, more as the first three.
 
@@ -25,16 +29,21 @@ def contact_sheet(batch: Batch, image: ImageSpec, num_images: int = 8) -> Image.
     num_images = min(num_images, len(batch.index))
     if num_images < 1:
         raise ShapeError("contact_sheet: no images to show; give a batch that is not empty and num_images >= 1.")
-    sheet = Image.new("RGB", (LEFT + len(pictures) * (CELL + GAP), TOP + num_images * (CELL + GAP)), "white")
+    captions: Mapping[str, Sequence[str]] = getattr(batch, "captions", {})
+    height = CELL + GAP + (LINE if captions else 0)
+    sheet = Image.new("RGB", (LEFT + len(pictures) * (CELL + GAP), TOP + num_images * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for row, index in enumerate(batch.index[:num_images].tolist()):
-        draw.text((4, TOP + row * (CELL + GAP) + CELL // 2), f"# {index}", "black", font, anchor="lm")
+        draw.text((4, TOP + row * height + CELL // 2), f"# {index}", "black", font, anchor="lm")
     for column, (name, images) in enumerate(pictures.items()):
         left = LEFT + column * (CELL + GAP)
         draw.text((left + CELL // 2, TOP // 2), f"{name}, {images.shape[-1]} px", "black", font, anchor="mm")
         for row, picture in enumerate(_as_rgb(images[:num_images], image)):
             cell = Image.fromarray(picture.numpy()).resize((CELL, CELL), _kernel(picture))
-            sheet.paste(cell, (left, TOP + row * (CELL + GAP)))
+            sheet.paste(cell, (left, TOP + row * height))
+            if name in captions:
+                below = (left + CELL // 2, TOP + row * height + CELL + LINE // 2)
+                draw.text(below, captions[name][row], "black", font, anchor="mm")
     return sheet
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attar.data.images import ImageSpec
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.views.augmentation import Augmentation, RandomCropPad
 from attar.views.batches import Rotated
@@ -94,6 +94,14 @@ class Rotation(Method):
         accuracy = (logits.argmax(dim=1) == batch.pretext_targets).float().mean()
         upright = features[: len(batch.index)].detach()
         return StepOutput(loss, {"cross_entropy": loss.detach(), "rotation_accuracy": accuracy}, upright)
+
+    def answers(self, batch: Rotated) -> Answers:
+        """Each turned image, and by how much the network thinks that it was turned."""
+        sure, turns = self.head(self.backbone(batch.images)).softmax(dim=1).max(dim=1)  # (4B,)
+        said = [f"{90 * turn}° ({p:.0%})" for turn, p in zip(turns.tolist(), sure.tolist())]
+        shown = {f"turned by {name}": images for name, images in batch.pictures().items()}
+        num = len(batch.index)
+        return Answers(shown, {name: said[num * r : num * (r + 1)] for r, name in enumerate(shown)}, batch.index)
 
 
 METHOD = Rotation

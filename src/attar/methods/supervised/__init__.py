@@ -1,0 +1,1 @@
+"""Training with labels: teachers for distillers, and the upper line of comparisons."""
