@@ -117,6 +117,30 @@ def similarity_distillation(s: Tensor, t: Tensor, anchors: Tensor, ts: float, tt
     return loss / len(s)
 
 
+def similarity_distillation_in_two_spaces(
+    s: Tensor, t: Tensor, student_anchors: Tensor, anchors: Tensor, ts: float, tt: float
+) -> Tensor:
+    loss = torch.zeros((), dtype=s.dtype)
+    for i in range(len(s)):
+        p = softmax([cosine(t[i], a) / tt for a in anchors])
+        q = softmax([cosine(s[i], a) / ts for a in student_anchors])
+        for a in range(len(anchors)):
+            loss = loss - p[a] * q[a].log()
+    return loss / len(s)
+
+
+def token_similarity(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+    """s, t: (B, N, D)."""
+    loss = torch.zeros((), dtype=s.dtype)
+    for image in range(len(s)):
+        for n in range(s.shape[1]):
+            p = softmax([cosine(t[image, n], other) / temperature for other in t[image]])
+            q = softmax([cosine(s[image, n], other) / temperature for other in s[image]])
+            for m in range(s.shape[1]):
+                loss = loss + p[m] * (p[m] / q[m]).log()
+    return loss / (len(s) * s.shape[1])
+
+
 def masked_error(prediction: Tensor, target: Tensor, mask: Tensor, error) -> Tensor:
     """Mean over images of the mean over masked patches of the mean over values."""
     loss = torch.zeros((), dtype=prediction.dtype)

@@ -212,6 +212,26 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         )
         for own in (True, False)
     },
+    "similarity_distillation in two spaces": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"], "m": rows(Q, seed=3), "n": rows(Q, seed=4)},
+        lambda a, b, m, n: losses.similarity_distillation(
+            a,
+            b[:, :4],
+            n[:, :4],
+            student_temperature=0.2,
+            teacher_temperature=0.1,
+            include_self=False,
+            student_anchors=m,
+        ),
+        lambda a, b, m, n: slow.similarity_distillation_in_two_spaces(a, b[:, :4], m, n[:, :4], 0.2, 0.1),
+    ),
+    "token_similarity": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"]},
+        lambda a, b: losses.token_similarity(a[None], b[None, :, :4], temperature=0.3),
+        lambda a, b: slow.token_similarity(a[None], b[None, :, :4], 0.3),
+    ),
 }
 
 

@@ -3,7 +3,13 @@
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
 from attar.losses.colour import colour_cross_entropy
 from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
-from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
+from attar.losses.distillation import (
+    anchor_similarities,
+    kl_divergence,
+    similarity_distillation,
+    soft_cross_entropy,
+    token_similarity,
+)
 from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.koleo import koleo
 from attar.losses.masked import (
@@ -49,6 +55,7 @@ __all__ = [
     "sinkhorn",
     "soft_cross_entropy",
     "swapped_prediction",
+    "token_similarity",
     "vicreg",
     "vicreg_terms",
     "weighted_mse",

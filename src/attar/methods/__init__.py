@@ -67,6 +67,8 @@ CATALOGUE: dict[str, Entry] = {
         Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
         Entry("supervised", "supervised", "He et al. 2016, arXiv:1512.03385", 2016),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
+        Entry("compress", "distill", "Koohpayegani et al. 2020, arXiv:2010.14713", 2020),
+        Entry("s2bnn", "distill", "Shen et al. 2021, arXiv:2102.08946", 2021),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }

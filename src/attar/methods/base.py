@@ -44,7 +44,7 @@ class Recipe:
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # base * B / 256; base * sqrt(B); base
     lr: float | None = None
     final_lr: float = 0.0
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     lr_drops: tuple[float, ...] = ()  # fractions of training at which `step` multiplies by lr_drop_factor
     lr_drop_factor: float = 0.1
     warmup_fraction: float = 0.0
@@ -290,7 +290,7 @@ _USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "nesterov": ("sgd", "lars"),
         "adam_betas": ("adamw",),
     },
-    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine",)},
+    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine", "linear")},
 }
 
 

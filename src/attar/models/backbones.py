@@ -1,8 +1,8 @@
 """Backbone: one face for every network that is kept after training, and building one by name.
 
-Own small nets live in small_nets.py, small vision transformers in small_vits.py, handcrafted features (hog, pixels) in
-handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one for colour, and
-lightness_NAME is one for lightness alone (lab.py).
+Own small nets live in small_nets.py, binary ones in binary.py, small vision transformers in small_vits.py, handcrafted
+features (hog, pixels) in handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one
+for colour, and lightness_NAME is one for lightness alone (lab.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import handcrafted, lab, small_nets, small_vits
+from attar.models import binary, handcrafted, lab, small_nets, small_vits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 def backbone_names(*, with_timm: bool = False) -> list[str]:
     """Own names (factors, depths and patches are open: resnet20x2, wrn_16_2, vit_tiny_p6), and timm's on demand."""
-    own = [*small_nets.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
+    own = [*small_nets.EXAMPLES, *binary.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
     if not with_timm:
         return own
     import timm
@@ -182,7 +182,7 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
     name = name.removeprefix(lab.PREFIX).removeprefix(lab.LIGHTNESS_PREFIX)
-    if name in handcrafted.NAMES or small_vits.matches(name) or small_nets.build(name, channels=3) is not None:
+    if name in handcrafted.NAMES or small_vits.matches(name) or build_small(name, channels=3) is not None:
         if stem == "small":
             raise BackboneError(f"{name} takes no stem=small: it would be ignored. Leave it out.")
         return
@@ -190,6 +190,11 @@ def check_name(name: str, *, stem: str = "standard") -> None:
 
     if not timm.is_model(name):
         raise BackboneError(unknown_name("backbone", name, backbone_names(with_timm=True)))
+
+
+def build_small(name: str, *, channels: int) -> nn.Module | None:
+    """An own convolutional network, real or binary; None for any other name."""
+    return small_nets.build(name, channels=channels) or binary.build(name, channels=channels)
 
 
 def build_backbone(
@@ -204,8 +209,8 @@ def build_backbone(
     """Build a network without a classifier; initial weights come from torch's global generator.
 
     Args:
-        name: an own net (small_nets.py, small_vits.py), "hog", "pixels", any name of timm, or one of these behind
-            "lab_" or "lightness_".
+        name: an own net (small_nets.py, binary.py, small_vits.py), "hog", "pixels", any name of timm, or one of
+            these behind "lab_" or "lightness_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -218,7 +223,7 @@ def build_backbone(
     if name.startswith((lab.PREFIX, lab.LIGHTNESS_PREFIX)):
         return _build_lab(spec, pretrained)
     vit = small_vits.build(name, channels=channels, image_size=image_size, drop_path=drop_path)
-    network = vit or small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
+    network = vit or build_small(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
         network = _build_timm(spec, pretrained)
     else:
