@@ -22,6 +22,7 @@ from attar.train.run import RunFolder
 if TYPE_CHECKING:
     from attar.data.images import Images, ImageSpec
     from attar.methods.base import Method, Recipe
+    from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.train.loop import FitResult, Job
 
@@ -78,6 +79,7 @@ class Request:
     accumulate: int
     compile: bool
     checkpoint_activations: bool
+    shard: bool
     checkpoint_steps: int | None
     resume: bool
     progress: bool
@@ -109,18 +111,26 @@ def train(request: Request) -> Run:
     Raises:
         AttarError: for anything a user can cause, before training starts where possible.
     """
+    from attar.methods.base import load
     from attar.train.distributed import world as join_world
     from attar.train.loop import fit
 
     check(request)
     saved = _saved_recipe(request)
     with join_world(request.device) as world:
+        if request.shard and world.world_size == 1:
+            raise RecipeError(
+                "--shard spreads one training over several processes, and there is one. Start it with torchrun "
+                "--nproc-per-node N -m attar …, or leave --shard out."
+            )
         plan = _plan(request, world, saved)
         if saved is not None:
             _must_be_the_same(request, saved, plan.identity)
             if RunFolder(Path(request.out)).is_complete:
                 logger.info("%s is complete; nothing to do.", request.out)
                 return Run(Path(request.out), saved, None)
+        if load(request.method).METHOD.needs_clusters:
+            plan = replace(plan, clusters=_clusters(request, plan, world))
         job = _build(request, plan, world)
         if request.minutes is not None and saved is None:
             job = _fit_into_minutes(job, request.minutes)
@@ -138,7 +148,7 @@ def train(request: Request) -> Run:
             world.barrier()
             result = fit(job, run, identity=plan.identity, resume=saved is not None)
             if world.is_main and not result.interrupted:
-                _finish(run, job, resolved, result)
+                _finish(run, job, plan, resolved, result)
             world.barrier()
         finally:
             run.release()
@@ -183,6 +193,8 @@ def check(request: Request) -> None:
         raise RecipeError(
             f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
         )
+    if request.compile and request.shard:
+        raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
 
@@ -280,8 +292,9 @@ class _Plan:
     image: ImageSpec
     recipe_name: str
     recipe: Recipe
-    teacher: Teacher | None
+    teacher: Teacher | Clusters | None
     precision: str
+    clusters: Clusters | None = None  # of a method that needs them
 
     @property
     def backbone_name(self) -> str:
@@ -402,6 +415,7 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
 
     from attar.data.statistics import image_spec
     from attar.methods.base import resolve_recipe
+    from attar.models.clusters import Clusters
     from attar.train.loop import choose_precision
 
     teacher_image = _teacher_image(request)
@@ -424,8 +438,11 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     if "batch_size" not in overrides:
         overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
     recipe = resolve_recipe(request.method, name, overrides)
+    teacher = _load_teacher(request, recipe, image)
+    if isinstance(teacher, Clusters):
+        recipe = _as_clustered(request, recipe, teacher)
     precision = "bf16" if choose_precision(request.precision, world.device) == torch.bfloat16 else "fp32"
-    return _Plan(request, images, image, name, recipe, _load_teacher(request, recipe, image), precision)
+    return _Plan(request, images, image, name, recipe, teacher, precision)
 
 
 def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
@@ -513,9 +530,13 @@ def _teacher_image(request: Request) -> ImageSpec | None:
     return getattr(first, "image", None)
 
 
-def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | None:
+def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | Clusters | None:
+    from attar.methods.base import load
+    from attar.models.clusters import is_clusters, load_clusters
     from attar.models.teachers import JointTeacher, load_teacher
 
+    if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
+        return load_clusters(request.teacher)
     output = getattr(recipe, "teacher_output", "features")
     loaded = [
         load_teacher(one, output=output, image_size=image.size, channels=image.channels)
@@ -557,14 +578,15 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
             plan.image.size,
         )
     views = make_views(request.method, plan.recipe, plan.image, backbone)
-    setup = Setup(image=plan.image, images=plan.images, seed=request.seed)
+    setup = Setup(image=plan.image, images=plan.images, seed=request.seed, cache=_cache(request))
     num_views = getattr(plan.recipe, "teacher_views", 0)
-    setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.teacher
+    setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.clusters or plan.teacher
     options = LoopOptions(
         seed=request.seed,
         precision=request.precision,
         accumulate=request.accumulate,
         compile=request.compile,
+        shard=request.shard,
         checkpoint_steps=request.checkpoint_steps,
         show_progress=request.progress,
     )
@@ -574,7 +596,6 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
 
 def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world: Any) -> Teacher:
     """The teacher's answers for `num_views` views of every image, from the cache; process 0 computes them."""
-    from attar.data.cache import cache_folder
     from attar.models.teachers import cache_answers
     from attar.train.loop import views_of
 
@@ -585,7 +606,7 @@ def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world
             plan.image,
             lambda batch, view: views_of(batch, views, request.seed, view).images,  # type: ignore[attr-defined]
             num_views=num_views,
-            folder=Path(request.cache) if request.cache else cache_folder(),
+            folder=_cache(request),
             key=f"{views!r} {request.seed}",
             device=world.device,
             show_progress=show_progress,
@@ -594,6 +615,38 @@ def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world
     cached = answers(request.progress) if world.is_main else None
     world.barrier()
     return cached if cached is not None else answers(False)
+
+
+def _cache(request: Request) -> Path:
+    from attar.data.cache import cache_folder
+
+    return Path(request.cache).expanduser() if request.cache else cache_folder()
+
+
+def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recipe:
+    """The recipe with the settings of clusters that are made already; the person's own would be ignored."""
+    settings = asdict(clusters.settings)
+    for name in request.overrides:
+        if name in settings:
+            raise RecipeError(f"{name} would be ignored: the clusters of {request.teacher} are made. Leave it out.")
+    return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
+
+
+def _clusters(request: Request, plan: _Plan, world: Any) -> Clusters:
+    """The clusters a method is taught by, and in the cache the features of the images; process 0 computes them."""
+    from attar.models.clusters import Clusters, ClusterSettings, find_clusters
+
+    def found(show_progress: bool) -> Clusters:
+        given, where = plan.teacher, {"folder": _cache(request), "device": world.device, "show_progress": show_progress}
+        if not isinstance(given, Clusters):
+            settings = ClusterSettings.of(plan.recipe, seed=request.seed)
+            return find_clusters(given, plan.images, settings, **where)  # type: ignore[arg-type]
+        given.assign(plan.images, **where)  # type: ignore[arg-type]
+        return given
+
+    clusters = found(request.progress) if world.is_main else None
+    world.barrier()
+    return clusters or found(False)
 
 
 def _fit_into_minutes(job: Job, minutes: float) -> Job:
@@ -632,7 +685,7 @@ def _say(plan: _Plan, job: Job) -> None:
     )
 
 
-def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResult) -> None:
+def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], result: FitResult) -> None:
     """Write what people and later stages need: weights, head, broken files, views, gallery."""
     import numpy as np
     import torch
@@ -657,6 +710,8 @@ def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResul
     if answered is not None:
         contact_sheet(answered, job.image, num_images=8).save(run / "answers.png")
     collect_gallery(method.backbone, job.image, job.images, out=run / "gallery.npz", device=job.world.device)
+    if plan.clusters is not None:
+        _keep_clusters(run, plan, plan.clusters, job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))
     for name in ("projector", "classifier"):
@@ -669,6 +724,16 @@ def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResul
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
     logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
+
+
+def _keep_clusters(run: RunFolder, plan: _Plan, clusters: Clusters, device: Any) -> None:
+    """Beside the run: the clusters, what became of these images, and pictures of some clusters."""
+    from attar.reporting.gallery import collect_cluster_gallery
+
+    named = clusters.assign(plan.images, folder=_cache(plan.request), device=device, show_progress=False)
+    clusters.save(run / "clusters")
+    run.write_json("clusters/labels.json", named.numbers())
+    collect_cluster_gallery(plan.images, named.cluster, named.distance, out=run / "clusters" / "gallery.npz")
 
 
 def plain(value: Any) -> Any:

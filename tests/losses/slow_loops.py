@@ -255,3 +255,26 @@ def sigreg(z: Tensor, directions: Tensor, largest: float, knots: int) -> Tensor:
         integral = sum((left + right) / 2 * step for left, right in pairwise(heights))
         loss = loss + len(z) * integral
     return loss / len(directions)
+
+
+def colour_cross_entropy(logits: Tensor, numbers: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    B, Q, h, w = logits.shape
+    loss = torch.zeros((), dtype=logits.dtype)
+    for b in range(B):
+        for y in range(h):
+            for x in range(w):
+                p = softmax([logits[b, q, y, x] for q in range(Q)])
+                for k in range(numbers.shape[1]):
+                    loss = loss - weights[b, y, x] * shares[b, k, y, x] * p[numbers[b, k, y, x]].log()
+    return loss / (B * h * w)
+
+
+def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    B, C, H, W = prediction.shape
+    loss = torch.zeros((), dtype=prediction.dtype)
+    for b in range(B):
+        counted = [(y, x) for y in range(H) for x in range(W) if weights[b, 0, y, x] > 0]
+        for y, x in counted:
+            error = sum((prediction[b, c, y, x] - target[b, c, y, x]) ** 2 for c in range(C)) / C
+            loss = loss + weights[b, 0, y, x] * error / (B * len(counted))
+    return loss

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from attar.methods import entry
 
 if TYPE_CHECKING:
     from attar.models.backbones import Backbone
+    from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.views.batches import ViewMaker
 
@@ -98,13 +100,15 @@ class Setup:
     """What a method may be built from besides its recipe and backbone.
 
     image: size, channels and normalisation of the inputs. images: the training images (for banks, tables and
-    pseudo-labels keyed by index). teacher: for distillers only. seed: of the run.
+    pseudo-labels keyed by index). teacher: for distillers only. seed: of the run. cache: a folder for large tables;
+    None: they are made anew.
     """
 
     image: ImageSpec
     images: Images
-    teacher: Teacher | None = None
+    teacher: Teacher | Clusters | None = None
     seed: int = 0
+    cache: Path | None = None
 
 
 @dataclass
@@ -128,10 +132,12 @@ class Method(nn.Module):
     """Base of all methods. Subclasses define `step`, and set `backbone` in `__init__(recipe, backbone, setup)`.
 
     `forward` is `step`, so that DistributedDataParallel can wrap a method as it is.
-    needs_teacher: True for distillers. needs_labels: True for methods that are trained with labels; every label of a
-    batch is then known. batch_coupled: True where the loss compares samples of one batch, so that gradient
-    accumulation changes it. projector: the head whose output a distiller may learn from (None: features).
-    classifier: the head that names classes from the backbone's features, kept with the run (None: no classes).
+    needs_teacher: True for distillers. needs_clusters: for those that take clusters of the teacher's features in its
+    place; their recipes have the fields of `ClusterSettings`. needs_labels: True for methods that are trained with
+    labels; every label of a batch is then known. batch_coupled: True where the loss compares samples of one batch, so
+    that gradient accumulation changes it. projector: the head whose output a distiller may learn from (None:
+    features). classifier: the head that names classes from the backbone's features, kept with the run (None: no
+    classes).
 
     needs_tokens: for methods that mask the patches of a vision transformer, which one they can train: "any"; "class",
     one whose features are its class token; "mean", one whose features are the mean of its patch tokens. They call
@@ -140,6 +146,7 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = False
+    needs_clusters: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_tokens: ClassVar[Literal["", "any", "class", "mean"]] = ""
     batch_coupled: ClassVar[bool] = False
