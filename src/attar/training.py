@@ -578,9 +578,19 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
             plan.image.size,
         )
     views = make_views(request.method, plan.recipe, plan.image, backbone)
-    setup = Setup(image=plan.image, images=plan.images, seed=request.seed, cache=_cache(request))
+    setup = Setup(
+        image=plan.image,
+        images=plan.images,
+        clusters=plan.clusters,
+        seed=request.seed,
+        device=world.device,
+        cache=_cache(request),
+    )
     num_views = getattr(plan.recipe, "teacher_views", 0)
-    setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.clusters or plan.teacher
+    if num_views:
+        setup.teacher = _asked_once(request, plan, views, num_views, world)
+    elif plan.clusters is None:
+        setup.teacher = plan.teacher  # type: ignore[assignment]  # clusters only where these were loaded or made
     options = LoopOptions(
         seed=request.seed,
         precision=request.precision,

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -100,15 +101,28 @@ class Setup:
     """What a method may be built from besides its recipe and backbone.
 
     image: size, channels and normalisation of the inputs. images: the training images (for banks, tables and
-    pseudo-labels keyed by index). teacher: for distillers only. seed: of the run. cache: a folder for large tables;
-    None: they are made anew.
+    pseudo-labels keyed by index). teacher: for distillers only; clusters: what was made of one, for methods that take
+    these in its place. seed: of the run. device: where it will train. cache: a folder for large tables; None: they are
+    made anew.
     """
 
     image: ImageSpec
     images: Images
-    teacher: Teacher | Clusters | None = None
+    teacher: Teacher | None = None
+    clusters: Clusters | None = None
     seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
+
+    def require_teacher(self, method: str) -> Teacher:
+        """The teacher of a distiller.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        if self.teacher is None:
+            raise RecipeError(f"{method}: it distils and needs a teacher; give one in setup.teacher.")
+        return self.teacher
 
 
 @dataclass

@@ -35,7 +35,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
-from attar.errors import RecipeError
 from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
 from attar.methods.anchors import teacher_says
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
@@ -103,10 +102,9 @@ class CompRess(Method):
 
     def __init__(self, recipe: CompRessRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        if setup.teacher is None:
-            raise RecipeError("compress: it distils and needs a teacher; give one in setup.teacher.")
+        teacher = setup.require_teacher("compress")
         self.backbone = backbone
-        width = setup.teacher.num_features_out
+        width = teacher.num_features_out
         warn_of_long_queue("compress", recipe.queue_length, len(setup.images))
         self.teacher_queue = FeatureQueue(recipe.queue_length, width, setup.seed)
         self.student_queue: FeatureQueue | None = None
@@ -117,7 +115,7 @@ class CompRess(Method):
         else:
             self.projector = MLP([backbone.num_features, width], norm=None)
         self.image = setup.image
-        self._teacher = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._teacher = (teacher,)  # in a tuple: not a part of this module, neither trained nor saved
         self._new_keys: list[tuple[Tensor, Tensor | None]] = []  # of this step; they enter the queues after it
 
     @property

@@ -116,12 +116,11 @@ class S2BNN(Method):
 
     def __init__(self, recipe: S2BNNRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        if setup.teacher is None:
-            raise RecipeError("s2bnn: it distils and needs a teacher; give one in setup.teacher.")
+        teacher = setup.require_teacher("s2bnn")
         if not recipe.distillation_weight + recipe.contrastive_weight > 0:
             raise RecipeError("s2bnn: distillation_weight and contrastive_weight are both 0; nothing would be learnt.")
         self.backbone = backbone
-        width = setup.teacher.num_features_out
+        width = teacher.num_features_out
         self.projector = MLP(
             [backbone.num_features, recipe.projector_hidden_dim or backbone.num_features, width], norm=None
         )
@@ -132,7 +131,7 @@ class S2BNN(Method):
             self.slow_student = MomentumTeacher(self.student)
             self.queue = FeatureQueue(recipe.queue_length, width, setup.seed)
         self.image = setup.image
-        self._teacher = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._teacher = (teacher,)  # in a tuple: not a part of this module, neither trained nor saved
         self._new_keys: list[Tensor] = []  # of this step; they enter the queue after it
 
     @property

@@ -120,17 +120,16 @@ class SEED(Method):
 
     def __init__(self, recipe: SEEDRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        if setup.teacher is None:
-            raise RecipeError("seed: it distils and needs a teacher; give one in setup.teacher.")
+        teacher = setup.require_teacher("seed")
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim or backbone.num_features
-        width = setup.teacher.num_features_out
+        width = teacher.num_features_out
         warn_of_long_queue("seed", recipe.queue_length, len(setup.images))
         self.projector = MLP([backbone.num_features, hidden, width], norm=None)  # as deep as MoCo v2's, no batch norm
         self.queue = FeatureQueue(recipe.queue_length, width, setup.seed)
         self.local_queue = FeatureQueue(recipe.queue_length, width, setup.seed + 1) if recipe.num_local_views else None
         self.image = setup.image
-        self._teacher = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._teacher = (teacher,)  # in a tuple: not a part of this module, neither trained nor saved
         self._new_keys: list[Tensor] = []  # of this step; they enter the queue after it
         self._new_local_keys: list[Tensor] = []
 
