@@ -728,7 +728,7 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], res
         head = getattr(method, name)
         if isinstance(head, MLP):
             save_head(run.path, name, head, classes=job.images.classes)
-    kept = ("kind", "method", "recipe", "data", "teacher", "seed", "versions")
+    kept = ("kind", "method", "recipe", "data", "teacher", "init", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
     save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete
     if result.collapsed:
