@@ -52,6 +52,7 @@ Stem = Annotated[
     str, typer.Option("--stem", help="standard, or small: for small images in networks made for 224 pixels.")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's published weights.")]
+Init = Annotated[Path | None, typer.Option("--init", help="Start from the backbone of this run; all of it must fit.")]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", help="Peak learning rate; default: the recipe's, scaled by the batch.")
 ]
@@ -68,6 +69,9 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile the backbone w
 CheckpointActivations = Annotated[
     bool,
     typer.Option("--checkpoint-activations", help="Less memory, a third more time: recompute in the backward pass."),
+]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Under torchrun: spread weights and moments over the processes (FSDP2).")
 ]
 CheckpointSteps = Annotated[
     int | None, typer.Option("--checkpoint-steps", help="Save every so many steps; default: every 5 minutes.")
@@ -91,6 +95,7 @@ def pretrain(
     channels: Channels = "auto",
     stem: Stem = "standard",
     pretrained: Pretrained = False,
+    init: Init = None,
     lr: LearningRate = None,
     labels: Labels = None,
     cache: Cache = None,
@@ -101,6 +106,7 @@ def pretrain(
     accumulate: Accumulate = 1,
     compile: Compile = False,
     checkpoint_activations: CheckpointActivations = False,
+    shard: Shard = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -122,6 +128,7 @@ def pretrain(
         channels=_channels(channels),
         stem=stem,
         pretrained=pretrained,
+        init=init,
         lr=lr,
         labels=labels,
         cache=cache,
@@ -132,6 +139,7 @@ def pretrain(
         accumulate=accumulate,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
+        shard=shard,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )
@@ -156,6 +164,7 @@ def distill(
     channels: Channels = "auto",
     stem: Stem = "standard",
     pretrained: Pretrained = False,
+    init: Init = None,
     lr: LearningRate = None,
     labels: Labels = None,
     cache: Cache = None,
@@ -166,6 +175,7 @@ def distill(
     accumulate: Accumulate = 1,
     compile: Compile = False,
     checkpoint_activations: CheckpointActivations = False,
+    shard: Shard = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -188,6 +198,7 @@ def distill(
         channels=_channels(channels),
         stem=stem,
         pretrained=pretrained,
+        init=init,
         lr=lr,
         labels=labels,
         cache=cache,
@@ -198,6 +209,7 @@ def distill(
         accumulate=accumulate,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
+        shard=shard,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )
@@ -384,7 +396,7 @@ def doctor(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    format: Annotated[str, typer.Option("--format", help="onnx, safetensors, timm or int8.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx, safetensors, timm, int8 or packed.")] = "onnx",
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: inside the run folder.")] = None,
     calibration: Annotated[str | None, typer.Option("--calibration", help="Images to calibrate int8 with.")] = None,
     json_output: Json = False,

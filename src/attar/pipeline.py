@@ -10,10 +10,10 @@
       - export: {run: student, format: onnx}
       - report: {runs: [teacher, student], out: report.html}
 
-Where `run`, `runs` or `teacher` names an earlier stage, that stage's folder (out/NAME) is meant. What is done is not
-done again: a stage is skipped when its arguments, the images and runs it reads, and the stages it depends on are what
-they were, and what it made is still there. A training that was stopped is resumed; one whose settings changed since is
-moved aside (out/NAME.replaced-1) and trained anew.
+Where `run`, `runs`, `teacher` or `init` names an earlier stage, that stage's folder (out/NAME) is meant. What is done
+is not done again: a stage is skipped when its arguments, the images and runs it reads, and the stages it depends on are
+what they were, and what it made is still there. A training that was stopped is resumed; one whose settings changed
+since is moved aside (out/NAME.replaced-1) and trained anew.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
             given = {**bound.arguments, "resume": True}
             if given.get("teacher") in earlier:
                 given["teacher"] = stage  # its folder is not there yet, so there is nothing to look at
+            if given.get("init") in earlier:
+                given["init"] = None
             check(Request(**given))
         elif stage.kind == "evaluate":
             stages.check_evaluation(
@@ -271,7 +273,7 @@ def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
 
 _LABELLED = ("labelled", "test")  # sources whose labels count
 _SOURCES = ("source", *_LABELLED, "calibration")
-_REFERENCES = ("run", "runs", "teacher")
+_REFERENCES = ("run", "runs", "teacher", "init")
 
 
 def _references(stage: Stage) -> list[str]:

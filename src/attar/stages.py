@@ -46,6 +46,7 @@ def pretrain(
     channels: int | str = "auto",
     stem: str = "standard",
     pretrained: bool = False,
+    init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
     cache: str | Path | None = None,
@@ -56,6 +57,7 @@ def pretrain(
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
+    shard: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -73,11 +75,14 @@ def pretrain(
         batch_size: images per optimiser step over all processes. lr: peak learning rate, instead of the recipe's
             base_lr scaled by the batch.
         image_size: pixels a side; default 224, or the size of the images where they are smaller.
+        init: a finished run whose backbone's weights are the first ones; its network may have another name if all
+            parameters fit (bnn_resnet20_real starts bnn_resnet20).
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
         labels: "folder" or a column name. Methods with labels (attar methods says which) are trained on them;
             for all others they are only for the online kNN.
         accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
-            pass instead of keeping them; for networks that do not fit otherwise.
+            pass instead of keeping them; for networks that do not fit otherwise. shard: spread weights, gradients and
+            moments over the processes of torchrun (FSDP2); for networks that still do not fit.
 
     Returns:
         The run; its weights lie in out/backbone.safetensors.
@@ -104,6 +109,7 @@ def distill(
     channels: int | str = "auto",
     stem: str = "standard",
     pretrained: bool = False,
+    init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
     cache: str | Path | None = None,
@@ -114,6 +120,7 @@ def distill(
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
+    shard: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -428,7 +435,8 @@ def _write_table(out: Path, images: Images, values: np.ndarray) -> None:
 
 
 def load(run: str | Path) -> Encoder:
-    """The trained backbone of a run (or a timm name) as a module: float pixels in [0, 1] -> features, in eval mode."""
+    """The trained backbone of a run, a packed file or a timm name, as a module in eval mode: float pixels in [0, 1] ->
+    features."""
     from attar.models.encoder import Encoder
     from attar.models.saved import load_backbone
 
@@ -448,7 +456,8 @@ def export(
     """Write a run's backbone in a format to deploy, checked against the original.
 
     Args:
-        format: onnx, safetensors, timm, or int8 (ONNX, statically quantised).
+        format: onnx, safetensors, timm, int8 (ONNX, statically quantised), or packed (networks of binary weights:
+            one bit a weight, loaded by `attar.load`).
         out: file to write; default: inside the run folder.
         calibration: images for int8.
 
@@ -459,7 +468,7 @@ def export(
     from attar.exporting import FORMATS, export_backbone
     from attar.models.saved import load_backbone
 
-    backbone, image, _ = load_backbone(run)
+    backbone, image, provenance = load_backbone(run)
     images = calibration
     if calibration is not None:
         images = load_images(
@@ -470,7 +479,14 @@ def export(
     target = check_writable(out if out is not None else Path(run) / f"backbone{FORMATS.get(format, '')}")
     if format == "safetensors" and out is None:
         target = Path(run) / "export" / "backbone.safetensors"  # the run's own file of that name stays what it is
-    result = export_backbone(backbone, image, format=format, out=target, calibration=images)  # type: ignore[arg-type]
+    result = export_backbone(
+        backbone,
+        image,
+        format=format,
+        out=target,
+        calibration=images,  # type: ignore[arg-type]
+        provenance=provenance,
+    )
     if (Path(run) / "recipe.yaml").is_file():
         folder = RunFolder.open(run)
         exports = folder.read_json("export.json") or {}

@@ -68,6 +68,7 @@ class Request:
     channels: int | str
     stem: str
     pretrained: bool
+    init: str | Path | None = None
     lr: float | None
     labels: str | None
     cache: str | Path | None
@@ -78,6 +79,7 @@ class Request:
     accumulate: int
     compile: bool
     checkpoint_activations: bool
+    shard: bool
     checkpoint_steps: int | None
     resume: bool
     progress: bool
@@ -116,6 +118,11 @@ def train(request: Request) -> Run:
     check(request)
     saved = _saved_recipe(request)
     with join_world(request.device) as world:
+        if request.shard and world.world_size == 1:
+            raise RecipeError(
+                "--shard spreads one training over several processes, and there is one. Start it with torchrun "
+                "--nproc-per-node N -m attar …, or leave --shard out."
+            )
         plan = _plan(request, world, saved)
         if saved is not None:
             _must_be_the_same(request, saved, plan.identity)
@@ -176,6 +183,7 @@ def check(request: Request) -> None:
     if request.backbone in FIXED:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
     _check_teacher_exists(request.teacher)
+    _check_init(request)
     if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
         Path(request.source).absolute()
     ):
@@ -185,6 +193,8 @@ def check(request: Request) -> None:
         raise RecipeError(
             f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
         )
+    if request.compile and request.shard:
+        raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
 
@@ -224,11 +234,21 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
 def _check_teacher_exists(teacher: Any) -> None:
     from attar.models.backbones import check_name
 
-    if not isinstance(teacher, (str, Path)) or Path(teacher).is_dir():
+    if not isinstance(teacher, (str, Path)) or Path(teacher).exists():
         return
     if len(Path(teacher).parts) > 1 or str(teacher).startswith("."):
         raise CheckpointError(f"--teacher {Path(teacher).absolute()} does not exist; give a run folder, or a name.")
     check_name(str(teacher))
+
+
+def _check_init(request: Request) -> None:
+    if request.init is None:
+        return
+    if request.pretrained:
+        raise RecipeError("--init and --pretrained both say where the weights come from; give one of them.")
+    from attar.models.saved import saved_digest
+
+    saved_digest(Path(request.init))
 
 
 def _check_backbone(request: Request, method: type[Method]) -> None:
@@ -306,6 +326,8 @@ class _Plan:
 
     @property
     def _settings(self) -> dict[str, Any]:
+        from attar.models.saved import saved_digest
+
         request = self.request
         spec = {"name": self.backbone_name, "channels": self.image.channels, "image_size": self.image.size}
         return {
@@ -321,6 +343,7 @@ class _Plan:
             "precision": self.precision,
             "accumulate": request.accumulate,
             "pretrained": request.pretrained,
+            "init": request.init and {"name": describe(request.init), "digest": saved_digest(Path(request.init))},
         }
 
     @property
@@ -340,7 +363,12 @@ class _Plan:
         return hashlib.sha256(self.images.labels.astype("<i8").tobytes()).hexdigest()
 
 
-_OF_DIGESTS = {"data": "data: other images", "labels": "labels: other ones", "teacher": "teacher: other weights"}
+_OF_DIGESTS = {
+    "data": "data: other images",
+    "labels": "labels: other ones",
+    "teacher": "teacher: other weights",
+    "init": "init: other weights",
+}
 _IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
 
 
@@ -349,6 +377,7 @@ def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     identity["data"] = resolved["data"]["digest"]
     identity["labels"] = resolved["data"].get("labels_digest")
     identity["teacher"] = (resolved["teacher"] or {}).get("digest")
+    identity["init"] = (resolved.get("init") or {}).get("digest")
     return json.loads(json.dumps(identity))
 
 
@@ -484,7 +513,7 @@ def _teacher_image(request: Request) -> ImageSpec | None:
     from attar.models.saved import load_backbone
 
     if isinstance(request.teacher, (str, Path)):
-        return load_backbone(request.teacher)[1] if Path(request.teacher).is_dir() else None
+        return load_backbone(request.teacher)[1] if Path(request.teacher).exists() else None
     return getattr(request.teacher, "image", None)
 
 
@@ -507,6 +536,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
 
     from attar.methods.base import Setup, load, make_views
     from attar.models.backbones import build_backbone
+    from attar.models.saved import start_from
     from attar.train.loop import Job, LoopOptions
 
     module = load(request.method)
@@ -518,6 +548,8 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         stem=request.stem,
         pretrained=request.pretrained,
     )
+    if request.init is not None:
+        start_from(backbone, Path(request.init))
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
     if backbone.reduces_to_a_pixel():
@@ -529,14 +561,25 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
             plan.image.size,
         )
     views = make_views(request.method, plan.recipe, plan.image, backbone)
-    setup = Setup(image=plan.image, images=plan.images, seed=request.seed, cache=_cache(request))
+    setup = Setup(
+        image=plan.image,
+        images=plan.images,
+        clusters=plan.clusters,
+        seed=request.seed,
+        device=world.device,
+        cache=_cache(request),
+    )
     num_views = getattr(plan.recipe, "teacher_views", 0)
-    setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.clusters or plan.teacher
+    if num_views:
+        setup.teacher = _asked_once(request, plan, views, num_views, world)
+    elif plan.clusters is None:
+        setup.teacher = plan.teacher  # type: ignore[assignment]  # clusters only where these were loaded or made
     options = LoopOptions(
         seed=request.seed,
         precision=request.precision,
         accumulate=request.accumulate,
         compile=request.compile,
+        shard=request.shard,
         checkpoint_steps=request.checkpoint_steps,
         show_progress=request.progress,
     )

@@ -74,7 +74,7 @@ def test_clusters_of_other_images_are_taken_as_they_are(bench):
     built = bench("cluster_transfer")
     settings = ClusterSettings(num_clusters=4, min_cluster_size=1)
     clusters = find_clusters(built.setup.teacher, built.images.subset(np.arange(8)), settings, folder=None, device=CPU)
-    setup = dataclasses.replace(built.setup, teacher=clusters)
+    setup = dataclasses.replace(built.setup, clusters=clusters)
     method = load("cluster_transfer").METHOD(built.method.recipe, built.method.backbone, setup)
     named = clusters.assign(built.images, folder=None, device=CPU)
     assert method.head.out_features == clusters.num_clusters == 4

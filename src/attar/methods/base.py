@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class Recipe:
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # base * B / 256; base * sqrt(B); base
     lr: float | None = None
     final_lr: float = 0.0
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     lr_drops: tuple[float, ...] = ()  # fractions of training at which `step` multiplies by lr_drop_factor
     lr_drop_factor: float = 0.1
     warmup_fraction: float = 0.0
@@ -100,15 +101,28 @@ class Setup:
     """What a method may be built from besides its recipe and backbone.
 
     image: size, channels and normalisation of the inputs. images: the training images (for banks, tables and
-    pseudo-labels keyed by index). teacher: for distillers only. seed: of the run. cache: a folder for large tables;
-    None: they are made anew.
+    pseudo-labels keyed by index). teacher: for distillers only; clusters: what was made of one, for methods that take
+    these in its place. seed: of the run. device: where it will train. cache: a folder for large tables; None: they are
+    made anew.
     """
 
     image: ImageSpec
     images: Images
-    teacher: Teacher | Clusters | None = None
+    teacher: Teacher | None = None
+    clusters: Clusters | None = None
     seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
+
+    def require_teacher(self, method: str) -> Teacher:
+        """The teacher of a distiller.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        if self.teacher is None:
+            raise RecipeError(f"{method}: it distils and needs a teacher; give one in setup.teacher.")
+        return self.teacher
 
 
 @dataclass
@@ -290,7 +304,7 @@ _USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "nesterov": ("sgd", "lars"),
         "adam_betas": ("adamw",),
     },
-    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine",)},
+    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine", "linear")},
 }
 
 

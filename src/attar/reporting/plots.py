@@ -65,7 +65,7 @@ def line_plot(
     y_of = lambda v: TOP + (y1 - v) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
     parts = [_grid_y(ticks(y0, y1), y_of)]
     marks = sorted({x for line in lines for x in line.x}) if log_x else ticks(x0, x1)
-    named = list(enumerate(names, 1))[:: -(-len(names) // MOST_NAMES) or 1]
+    named: Sequence[tuple[float, str]] = list(enumerate(names, 1))[:: -(-len(names) // MOST_NAMES) or 1]
     for v, text in named or [(v, _number(v)) for v in marks]:
         parts.append(
             f'<text class="tick" x="{x_of(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(text)}</text>'

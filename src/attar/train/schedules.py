@@ -29,7 +29,10 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     if recipe.schedule == "step":
         passed = sum(step >= drop * total_steps for drop in recipe.lr_drops)
         return recipe.peak_lr * recipe.lr_drop_factor**passed
-    return cosine(recipe.peak_lr, recipe.final_lr, (step - warmup) / max(total_steps - warmup, 1))
+    done = (step - warmup) / max(total_steps - warmup, 1)
+    if recipe.schedule == "linear":
+        return recipe.peak_lr + (recipe.final_lr - recipe.peak_lr) * done
+    return cosine(recipe.peak_lr, recipe.final_lr, done)
 
 
 def weight_decay(recipe: Recipe, step: int, total_steps: int) -> float:

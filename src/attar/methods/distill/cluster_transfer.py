@@ -35,10 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
-from attar.errors import RecipeError
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
-from attar.models.clusters import Clusters, ClusterSettings, Named, find_clusters
+from attar.models.clusters import ClusterSettings, Named, find_clusters
 from attar.models.teachers import FrozenTeacher
 from attar.views.augmentation import Augmentation
 from attar.views.batches import OneView
@@ -143,13 +142,13 @@ def cluster_weights(sizes: Tensor, *, balance: bool) -> Tensor:
 
 def _named(recipe: ClusterTransferRecipe, setup: Setup) -> Named:
     """The clusters of the training images: by the teacher's own, or by clusters made of them now."""
-    device, clusters = torch.device("cpu"), setup.teacher
-    if isinstance(clusters, FrozenTeacher):
+    clusters = setup.clusters
+    if clusters is None:
+        teacher = setup.require_teacher("cluster_transfer")
+        assert isinstance(teacher, FrozenTeacher)
         settings = ClusterSettings.of(recipe, seed=setup.seed)
-        clusters = find_clusters(clusters, setup.images, settings, folder=setup.cache, device=device)
-    if not isinstance(clusters, Clusters):
-        raise RecipeError("cluster_transfer: it needs a teacher: a network to cluster by, or clusters (attar cluster).")
-    return clusters.assign(setup.images, folder=setup.cache, device=device)
+        clusters = find_clusters(teacher, setup.images, settings, folder=setup.cache, device=setup.device)
+    return clusters.assign(setup.images, folder=setup.cache, device=setup.device)
 
 
 METHOD = ClusterTransfer
