@@ -39,6 +39,7 @@ CATALOGUE: dict[str, Entry] = {
             "Noroozi and Favaro 2016, arXiv:1603.09246; Noroozi et al. 2018, arXiv:1805.00385",
             2016,
         ),
+        Entry("exemplar", "pretext", "Dosovitskiy et al. 2014, arXiv:1406.6909", 2014),
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
         Entry("colorization", "pretext", "Zhang et al. 2016, arXiv:1603.08511", 2016),
         Entry("inpainting", "pretext", "Pathak et al. 2016, arXiv:1604.07379", 2016),
