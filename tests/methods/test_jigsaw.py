@@ -48,10 +48,13 @@ def test_each_permutation_is_the_best_of_all_that_are_left():
 
     table = [tuple(row) for row in spread_permutations(4, 24).tolist()]
     differs = lambda a, b: sum(x != y for x, y in zip(a, b))  # noqa: E731
+
+    def merit(candidate, chosen):
+        return min(differs(candidate, c) for c in chosen), sum(differs(candidate, c) for c in chosen)
+
     for n in range(1, 24):
-        chosen = table[:n]
-        merit = lambda p: (min(differs(p, c) for c in chosen), sum(differs(p, c) for c in chosen))  # noqa: E731
-        assert merit(table[n]) == max(merit(p) for p in itertools.permutations(range(4)) if p not in chosen)
+        left = [p for p in itertools.permutations(range(4)) if p not in table[:n]]
+        assert merit(table[n], table[:n]) == max(merit(p, table[:n]) for p in left)
     assert len(set(table)) == 24
 
 
@@ -156,3 +159,19 @@ def test_a_network_for_larger_pictures_is_refused_with_the_setting_to_change(ben
         made = bench("jigsaw")
         setup = Setup(image=made.setup.image, images=made.images)
         Jigsaw(resolve_recipe("jigsaw", "small"), build_backbone("vit_micro_p8", image_size=32), setup)
+
+
+def test_the_answer_is_the_puzzle_its_solution_and_the_image(bench):
+    bench = bench("jigsaw", "small_plus_plus", num_permutations=9)
+    method, batch = bench.method.eval(), bench.batch(0)
+    method.head[-1].weight.data.zero_()
+    method.head[-1].bias.data = torch.eye(9)[3] * 20  # always number 3
+    batch.pretext_targets[:] = torch.tensor([3, 3, 0, 1, 2, 4])
+    batch.num_foreign[:] = 0
+    with torch.no_grad():
+        answers = method.answers(batch)
+    assert list(answers.pictures()) == ["puzzle", "solved", "image"] and answers.index is batch.index
+    assert answers.captions["solved"] == ["9 of 9 (100%)"] * 2 + ["0 of 9 (100%)"] * 4  # nine that share no place
+    puzzle, solved, image = answers.pictures().values()
+    same = lambda a, b: (a == b).flatten(1).all(dim=1).tolist()  # noqa: E731
+    assert same(solved, image) == [True, True] + [False] * 4 and not any(same(puzzle, image))
