@@ -192,6 +192,8 @@ def puzzles(pictures, **settings) -> tuple[Tensor, Tensor]:
     """Tiles as shown (B, T, C, h, w), and the numbers of their permutations; ten of them unless told."""
     from attar.views.permutations import spread_permutations
 
-    batch, recipe = made_from(pictures, "jigsaw", **{"num_permutations": 10, "grey": 0.0, "gap": 0.25, **settings})
+    batch, recipe = made_from(
+        pictures, "jigsaw", **{"grid": 3, "num_permutations": 10, "grey": 0.0, "gap": 0.25, **settings}
+    )
     order = spread_permutations(recipe.grid**2, recipe.num_permutations)[batch.pretext_targets]
     return batch.tiles[torch.arange(len(order))[:, None], order], batch.pretext_targets
