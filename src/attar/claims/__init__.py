@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 _ABLATIONS = "attar.claims.views_and_collapse"
 _TRANSFER = "attar.claims.transfer"
+_FEATURES = "attar.claims.feature_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
+    "compress": _FEATURES,
+    "compress_temperature": _FEATURES,
+    "seed_self": _FEATURES,
+    "s2bnn": _FEATURES,
+    "foundation": _FEATURES,
     "simsiam_collapse": _ABLATIONS,
     "byol_collapse": _ABLATIONS,
     "moco_queue": _ABLATIONS,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import train_and_test
+from attar.claims.teachers import PermutedTeacher, untrained_twin
 from attar.errors import RecipeError, unknown_name
 from attar.train.log import read_json_lines
 
@@ -28,12 +29,18 @@ METRICS = ("knn", "linear")
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with settings; what: in words, for the table. A setting "batch_size" takes the batch of the size."""
+    """A method with settings; what: in words, for the table. A setting "batch_size" takes the batch of the size.
+
+    backbone: another network than the size's. teacher: for methods that distil: "teacher" is the claim's own, "random"
+    the same network untrained, "permuted" the teacher's answers for another image.
+    """
 
     what: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "small"
+    backbone: str = ""
+    teacher: Literal["", "teacher", "random", "permuted"] = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Ablation:
     """A claim: what is said, by whom, and what must be seen.
 
     network: which of the size's networks all arms train. ranked: the verdict also names the arms from best to worst.
+    teacher: trained once, for arms that distil, on the size's teacher network for as many epochs as the arms.
     """
 
     name: str
@@ -63,6 +71,7 @@ class Ablation:
     expectations: Sequence[Expectation]
     network: Literal["convnet", "vit"] = "convnet"
     ranked: bool = False
+    teacher: Arm | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +84,7 @@ class Size:
     convnet: str
     stem: str
     vit: str
+    teacher: str
     epochs: int
     batch_size: int
     seeds: int
@@ -88,6 +98,7 @@ SIZES = {
         convnet="resnet8",
         stem="standard",
         vit="vit_micro_p8",
+        teacher="resnet20",
         epochs=20,
         batch_size=128,
         seeds=3,
@@ -99,6 +110,7 @@ SIZES = {
         convnet="resnet18",
         stem="small",
         vit="vit_tiny_p4",
+        teacher="resnet50",
         epochs=200,
         batch_size=512,
         seeds=3,
@@ -128,28 +140,43 @@ def run_ablation(
     )
     num_seeds = seeds or plan.seeds
     result.conditions |= {"batch_size": batch_size, "seeds": num_seeds}
+    common: dict[str, Any] = {
+        "image_size": plan.image_size,
+        "epochs": plan.epochs,
+        "batch_size": batch_size,
+        "device": device,
+        "resume": True,
+    }
+    if claim.teacher is not None:
+        taught_by = out / "teacher"
+        result.arms["teacher"] = f"{claim.teacher.what} ({plan.teacher}), for reference"
+        _train(claim.teacher, train, out=taught_by, backbone=plan.teacher, stem=plan.stem, seed=0, **common)
+        measure(result, "teacher", taught_by, train, held_out, device, seed=0)
     for seed in range(num_seeds):
         for key, arm in claim.arms.items():
             run = out / f"seed{seed}" / key
-            stages.pretrain(
-                train,
-                out=run,
-                method=arm.method,
-                recipe=arm.recipe,
-                settings={k: batch_size if v == "batch_size" else v for k, v in arm.settings.items()},
-                backbone=backbone,
-                stem=stem,
-                image_size=plan.image_size,
-                epochs=plan.epochs,
-                batch_size=batch_size,
-                seed=seed,
-                device=device,
-                resume=True,
-            ).or_stop()
+            network = {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
+            _train(arm, train, out=run, seed=seed, **network, **common)
             measure(result, key, run, train, held_out, device, seed=seed, untrained=key == next(iter(claim.arms)))
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result
+
+
+def _train(arm: Arm, train: Images, *, out: Path, **options: Any) -> None:
+    options |= {"method": arm.method, "recipe": arm.recipe}
+    options["settings"] = {k: options["batch_size"] if v == "batch_size" else v for k, v in arm.settings.items()}
+    if not arm.teacher:
+        stages.pretrain(train, out=out, **options).or_stop()
+        return
+    teacher: Any = out.parent.parent / "teacher"
+    if arm.teacher == "random":
+        teacher = untrained_twin(teacher, out.parent.parent / "random-teacher", train)
+    elif arm.teacher == "permuted":
+        from attar.models.teachers import load_teacher
+
+        teacher = PermutedTeacher(load_teacher(teacher))
+    stages.distill(train, teacher=teacher, out=out, **options).or_stop()
 
 
 def measure(

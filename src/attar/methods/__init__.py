@@ -69,6 +69,8 @@ CATALOGUE: dict[str, Entry] = {
         Entry("supervised", "supervised", "He et al. 2016, arXiv:1512.03385", 2016),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("compress", "distill", "Koohpayegani et al. 2020, arXiv:2010.14713", 2020),
+        Entry("regression", "distill", "Navaneet et al. 2021, arXiv:2201.05131", 2021),
+        Entry("foundation", "distill", "Beyer et al. 2021, arXiv:2106.05237; lightly-train 2025", 2021),
         Entry("s2bnn", "distill", "Shen et al. 2021, arXiv:2102.08946", 2021),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
