@@ -58,6 +58,12 @@ CATALOGUE: dict[str, Entry] = {
         Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
         Entry("supervised", "supervised", "He et al. 2016, arXiv:1512.03385", 2016),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
+        Entry("born_again", "distill", "Furlanello et al. 2018, arXiv:1805.04770", 2018),
+        Entry("snapshot", "distill", "Yang et al. 2019, arXiv:1812.00123", 2019),
+        Entry("ddgsd", "distill", "Xu and Liu 2019, DOI 10.1609/aaai.v33i01.33015565", 2019),
+        Entry("byot", "distill", "Zhang et al. 2019, arXiv:1905.08094", 2019),
+        Entry("pskd", "distill", "Kim et al. 2021, arXiv:2006.12000", 2021),
+        Entry("dogo", "distill", "Bhat et al. 2021, arXiv:2104.09866", 2021),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }
