@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TEST_FRACTION = 0.2
-TELLING = ("linear", "finetune", "knn", "low_label", "few_shot")  # the first of these that was run gives the verdict
+TELLING = (
+    "linear",
+    "finetune",
+    "mlp",
+    "knn",
+    "low_label",
+    "few_shot",
+    "layers",
+)  # the first of these that was run gives the verdict
 HEALTH_ROWS = 1024
 
 
@@ -68,19 +76,25 @@ class Evaluation:
         raise RecipeError(f"this evaluation has no row with protocol={protocol}, metric={metric}, subject={subject}.")
 
     def table(self) -> Table:
-        """One line a subject, best first within each protocol and metric; for a terminal of 80 columns."""
+        """One line a subject, best first within each protocol and metric; for a terminal of 80 columns.
+
+        The layers of all subjects are one group: which one, and whose, is best?
+        """
         from rich.table import Table
 
         table = Table("protocol", "metric", "subject", "value", "95 % interval", title=None)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.rows:
-            label = f"{row['protocol']} {row['settings']['variant']}".strip()
+            variant = "" if row["protocol"] == "layers" else row["settings"]["variant"]
+            label = f"{row['protocol']} {variant}".strip()
             groups.setdefault((label, row["metric"]), []).append(row)
         for (label, metric), rows in groups.items():
             for i, row in enumerate(sorted(rows, key=lambda r: -r["value"])):
                 first = (label, METRIC_NAMES[metric]) if i == 0 else ("", "")
                 style = "bold" if row["subject"] == "model" else None
-                table.add_row(*first, row["subject"], *_cell(row), style=style, end_section=i == len(rows) - 1)
+                layer = row["settings"]["variant"] if row["protocol"] == "layers" else ""
+                name = f"{row['subject']} {layer}".strip()
+                table.add_row(*first, name, *_cell(row), style=style, end_section=i == len(rows) - 1)
         return table
 
 

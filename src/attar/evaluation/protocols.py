@@ -8,11 +8,13 @@ from typing import Any
 from attar.errors import RecipeError, unknown_name
 from attar.evaluation.finetune import Finetune
 from attar.evaluation.knn import Knn
+from attar.evaluation.layers import Layers
 from attar.evaluation.linear import Linear
 from attar.evaluation.low_label import FewShot, LowLabel
+from attar.evaluation.mlp import Mlp
 from attar.evaluation.subject import Protocol
 
-PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in (Knn, Linear, Finetune, LowLabel, FewShot)}
+PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in (Knn, Linear, Mlp, Finetune, LowLabel, FewShot, Layers)}
 
 
 def parse_protocol(text: str | Protocol) -> Protocol:

@@ -1,11 +1,25 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
+from attar.losses.colour import colour_cross_entropy
 from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
-from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
+from attar.losses.distillation import (
+    anchor_similarities,
+    kl_divergence,
+    similarity_distillation,
+    soft_cross_entropy,
+    token_similarity,
+)
 from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.koleo import koleo
-from attar.losses.masked import masked_distillation, masked_l1, masked_mse, masked_smooth_l1, normalise_patches
+from attar.losses.masked import (
+    masked_distillation,
+    masked_l1,
+    masked_mse,
+    masked_smooth_l1,
+    normalise_patches,
+    weighted_mse,
+)
 from attar.losses.nce import nce, nce_partition
 from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
 from attar.losses.self_distillation import (
@@ -22,6 +36,7 @@ __all__ = [
     "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
+    "colour_cross_entropy",
     "confidence_weighted_cross_entropy",
     "dino",
     "feature_hint",
@@ -50,6 +65,8 @@ __all__ = [
     "sinkhorn",
     "soft_cross_entropy",
     "swapped_prediction",
+    "token_similarity",
     "vicreg",
     "vicreg_terms",
+    "weighted_mse",
 ]

@@ -32,7 +32,16 @@ class Entry:
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
+        Entry("relative_position", "pretext", "Doersch et al. 2015, arXiv:1505.05192", 2015),
+        Entry(
+            "jigsaw",
+            "pretext",
+            "Noroozi and Favaro 2016, arXiv:1603.09246; Noroozi et al. 2018, arXiv:1805.00385",
+            2016,
+        ),
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
+        Entry("colorization", "pretext", "Zhang et al. 2016, arXiv:1603.08511", 2016),
+        Entry("inpainting", "pretext", "Pathak et al. 2016, arXiv:1604.07379", 2016),
         Entry("cpc", "contrastive", "van den Oord et al. 2018, arXiv:1807.03748", 2018),
         Entry("inst_disc", "contrastive", "Wu et al. 2018, arXiv:1805.01978", 2018),
         Entry("inva_spread", "contrastive", "Ye et al. 2019, arXiv:1904.03436", 2019),
@@ -64,6 +73,8 @@ CATALOGUE: dict[str, Entry] = {
         Entry("byot", "distill", "Zhang et al. 2019, arXiv:1905.08094", 2019),
         Entry("pskd", "distill", "Kim et al. 2021, arXiv:2006.12000", 2021),
         Entry("dogo", "distill", "Bhat et al. 2021, arXiv:2104.09866", 2021),
+        Entry("compress", "distill", "Koohpayegani et al. 2020, arXiv:2010.14713", 2020),
+        Entry("s2bnn", "distill", "Shen et al. 2021, arXiv:2102.08946", 2021),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }

@@ -1,8 +1,9 @@
 """Backbone: one face for every network that is kept after training, and building one by name.
 
-Own small nets live in small_nets.py, small vision transformers in small_vits.py, handcrafted features (hog, pixels) in
-handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one for colour (lab.py),
-exit1_NAME is NAME up to its first early exit (early_exit.py).
+Own small nets live in small_nets.py, binary ones in binary.py, small vision transformers in small_vits.py, handcrafted
+features (hog, pixels) in handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one
+for colour, and lightness_NAME is one for lightness alone (lab.py); exit1_NAME is NAME up to its first early exit
+(early_exit.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import early_exit, handcrafted, lab, small_nets, small_vits
+from attar.models import binary, early_exit, handcrafted, lab, small_nets, small_vits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,24 @@ class Backbone(nn.Module):
         self.train(training)
         return maps
 
+    def require_size(self, side: int, *, setting: str) -> None:
+        """For methods that show it pieces of images: does it take squares of this many pixels?
+
+        Raises:
+            BackboneError: if not, naming the setting that makes them larger.
+        """
+        training = self.training
+        try:
+            with torch.no_grad():
+                self.eval()(torch.zeros(2, self.spec.channels, side, side))
+        except Exception as error:  # any shape mismatch inside the network
+            raise BackboneError(
+                f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use a larger {setting}, a larger "
+                f"--image-size, or a net for small images such as resnet20. ({type(error).__name__}: {error})"
+            ) from error
+        finally:
+            self.train(training)
+
     def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and what they are pooled from, in one pass: (B, D', H', W'), or tokens (B, N, D').
 
@@ -86,6 +105,8 @@ class Backbone(nn.Module):
             BackboneError: for a network that pools no map.
         """
         network: Any = self.network
+        if hasattr(network, "features_and_map"):  # a network around another
+            return network.features_and_map(images)
         if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
             raise BackboneError(f"{self.spec.name} shows no map that its features are pooled from; take a convnet.")
         feature_map = network.forward_features(images)
@@ -105,6 +126,21 @@ class Backbone(nn.Module):
             raise BackboneError(f"{self.spec.name} does not show its stages on the way; take a ResNet or its kin.")
         last, listed = network.forward_intermediates(images)
         return network.forward_head(last), {f"stage{i + 1}": m for i, m in enumerate(listed)}
+
+    @torch.no_grad()
+    def map_shape(self) -> tuple[int, ...]:
+        """Of what the features of one image are pooled from: (D', H', W'), or (N, D') for tokens.
+
+        Raises:
+            BackboneError: for a network that pools no map.
+        """
+        modes = {module: module.training for module in self.modules()}
+        device = next(self.parameters(), torch.empty(0)).device
+        size = self.spec.image_size
+        _, feature_map = self.eval().features_and_map(torch.zeros(1, self.spec.channels, size, size, device=device))
+        for module, mode in modes.items():
+            module.training = mode
+        return tuple(feature_map.shape[1:])
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more time.
@@ -152,7 +188,7 @@ def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 def backbone_names(*, with_timm: bool = False) -> list[str]:
     """Own names (factors, depths and patches are open: resnet20x2, wrn_16_2, vit_tiny_p6), and timm's on demand."""
-    own = [*small_nets.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
+    own = [*small_nets.EXAMPLES, *binary.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
     if not with_timm:
         return own
     import timm
@@ -168,10 +204,10 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     """
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
-    name = name.removeprefix(lab.PREFIX)
+    name = name.removeprefix(lab.PREFIX).removeprefix(lab.LIGHTNESS_PREFIX)
     if cut := early_exit.parse(name):
         name = cut[1]
-    if name in handcrafted.NAMES or small_vits.matches(name) or small_nets.build(name, channels=3) is not None:
+    if name in handcrafted.NAMES or small_vits.matches(name) or build_small(name, channels=3) is not None:
         if stem == "small":
             raise BackboneError(f"{name} takes no stem=small: it would be ignored. Leave it out.")
         return
@@ -179,6 +215,11 @@ def check_name(name: str, *, stem: str = "standard") -> None:
 
     if not timm.is_model(name):
         raise BackboneError(unknown_name("backbone", name, backbone_names(with_timm=True)))
+
+
+def build_small(name: str, *, channels: int) -> nn.Module | None:
+    """An own convolutional network, real or binary; None for any other name."""
+    return small_nets.build(name, channels=channels) or binary.build(name, channels=channels)
 
 
 def build_backbone(
@@ -193,8 +234,8 @@ def build_backbone(
     """Build a network without a classifier; initial weights come from torch's global generator.
 
     Args:
-        name: an own net (small_nets.py, small_vits.py), "hog", "pixels", any name of timm, or one of these behind
-            "lab_".
+        name: an own net (small_nets.py, binary.py, small_vits.py), "hog", "pixels", any name of timm, or one of
+            these behind "lab_" or "lightness_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -204,7 +245,7 @@ def build_backbone(
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
     check_name(name, stem=stem)
-    if name.startswith(lab.PREFIX):
+    if name.startswith((lab.PREFIX, lab.LIGHTNESS_PREFIX)):
         return _build_lab(spec, pretrained)
     if cut := early_exit.parse(name):
         whole = build_backbone(
@@ -212,7 +253,7 @@ def build_backbone(
         )
         return cut_at_exit(whole, cut[0])
     vit = small_vits.build(name, channels=channels, image_size=image_size, drop_path=drop_path)
-    network = vit or small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
+    network = vit or build_small(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
         network = _build_timm(spec, pretrained)
     else:
@@ -230,18 +271,20 @@ def build_backbone(
 def _build_lab(spec: BackboneSpec, pretrained: bool) -> Backbone:
     if spec.channels != 3:
         raise BackboneError(f"{spec.name} splits colour images; these have {spec.channels} channels, and 3 are needed.")
-    light, colour = (
+    prefix = lab.PREFIX if spec.name.startswith(lab.PREFIX) else lab.LIGHTNESS_PREFIX
+    parts = [
         build_backbone(
-            spec.name.removeprefix(lab.PREFIX),
+            spec.name.removeprefix(prefix),
             channels=channels,
             image_size=spec.image_size,
             stem=spec.stem,
             pretrained=pretrained,
             drop_path=spec.drop_path,
         )
-        for channels in (1, 2)
-    )
-    return Backbone(lab.LabHalves(light, colour), spec, light.num_features + colour.num_features)
+        for channels in ((1, 2) if prefix == lab.PREFIX else (1,))
+    ]
+    network = lab.LabHalves(*parts) if prefix == lab.PREFIX else lab.LightnessOnly(*parts)
+    return Backbone(network, spec, sum(part.num_features for part in parts))
 
 
 def cut_at_exit(backbone: Backbone, number: int, branch: early_exit.Branch | None = None) -> Backbone:

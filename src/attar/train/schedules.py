@@ -29,6 +29,9 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     if recipe.schedule == "step":
         passed = sum(step >= drop * total_steps for drop in recipe.lr_drops)
         return recipe.peak_lr * recipe.lr_drop_factor**passed
+    if recipe.schedule == "linear":
+        done = (step - warmup) / max(total_steps - warmup, 1)
+        return recipe.peak_lr + (recipe.final_lr - recipe.peak_lr) * done
     return cosine(recipe.peak_lr, recipe.final_lr, recipe.cycle(step, total_steps)[1])
 
 

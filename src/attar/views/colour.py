@@ -175,3 +175,22 @@ def _cube_root(t: Tensor) -> Tensor:
     """CIE's f: the cube root, with a straight line near 0."""
     threshold = (6 / 29) ** 3
     return torch.where(t > threshold, t.clamp(min=threshold) ** (1 / 3), t / (3 * (6 / 29) ** 2) + 4 / 29)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """The inverse of `rgb_to_lab`; colours that sRGB cannot show are clamped to [0, 1].
+
+    Args:
+        lab: (B, 3, H, W): L in [0, 100], a, b.
+
+    Source: as `rgb_to_lab`.
+    """
+    if lab.shape[1] != 3:
+        raise ShapeError(f"lab_to_rgb: the images have {lab.shape[1]} channels; L, a and b are needed.")
+    light, a, b = lab.float().split(1, dim=1)
+    y = (light + 16) / 116
+    xyz = [torch.where(t > 6 / 29, t**3, 3 * (6 / 29) ** 2 * (t - 4 / 29)) for t in (y + a / 500, y, y - b / 200)]
+    inverse = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)).tolist()
+    linear = torch.cat([sum(w * t for w, t in zip(row, xyz)) for row in inverse], dim=1)  # type: ignore[misc]
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, curved).clamp_(0, 1)

@@ -98,13 +98,13 @@ class BornAgain(Method):
     def __init__(self, recipe: BornAgainRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         num_classes = setup.images.num_classes
-        assert setup.teacher is not None
-        _check_generation(setup.teacher, backbone, num_classes)
+        teacher = setup.require_teacher("born_again")
+        _check_generation(teacher, backbone, num_classes)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, num_classes])
         self.image, self.seed = setup.image, setup.seed
         self.batch_coupled = recipe.weighted_by_confidence  # type: ignore[misc]
-        self._teacher = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._teacher = (teacher,)  # in a tuple: not a part of this module, neither trained nor saved
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:
         assert batch.labels is not None

@@ -7,8 +7,8 @@ Bhat et al. 2021, arXiv:2104.09866.
     P_m = softmax_j( cos(z_m(x_i), z_m(y_j)) / t )   row i: how alike image i finds all images of the batch
     loss = L(z_1) + w_1 mean_i KL( sg(P_2i) || P_1i )  +  L(z_2) + w_2 mean_i KL( sg(P_1i) || P_2i );   sg: no gradient
 
-L is NT-Xent (objective "nt_xent") or SimSiam's ("simsiam"); with SimSiam, predictions p = predictor(z) take the place of
-z where a network is the student. There is no state besides the weights. Across processes second views are gathered,
+L is NT-Xent (objective "nt_xent") or SimSiam's ("simsiam"); with SimSiam, predictions p = predictor(z) take the place
+of z where a network is the student. There is no state besides the weights. Across processes second views are gathered,
 with gradient.
 
 The peer is a network of the recipe's choice (`-s peer=resnet50`), trained from new weights. The run keeps it with its
