@@ -257,6 +257,33 @@ def sigreg(z: Tensor, directions: Tensor, largest: float, knots: int) -> Tensor:
     return loss / len(directions)
 
 
+def mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=a.dtype)
+    for d in range(a.shape[1]):
+        means = [sum(row[d] for row in rows) / len(rows) for rows in (a, b)]
+        total = total + (means[0] - means[1]) ** 2
+    return total
+
+
+def feature_hint(s: Tensor, t: Tensor) -> Tensor:
+    return sum((s[i, d] - t[i, d]) ** 2 for i in range(len(s)) for d in range(s.shape[1])) / len(s)
+
+
+def confidence_weighted_cross_entropy(s: Tensor, labels: list[int], t: Tensor) -> Tensor:
+    weights = [max(softmax(list(row)), key=float) for row in t]
+    terms = [-w * softmax(list(row))[y].log() for w, row, y in zip(weights, s, labels)]
+    return sum(terms) / sum(weights)
+
+
+def peer_similarity(s1: Tensor, s2: Tensor, p1: Tensor, p2: Tensor, t: float) -> Tensor:
+    loss = torch.zeros((), dtype=s1.dtype)
+    for i in range(len(s1)):
+        ours = softmax([cosine(s1[i], s2[j]) / t for j in range(len(s2))])
+        theirs = softmax([cosine(p1[i], p2[j]) / t for j in range(len(p2))])
+        loss = loss + sum(q * (q.log() - p.log()) for p, q in zip(ours, theirs))
+    return loss / len(s1)
+
+
 def colour_cross_entropy(logits: Tensor, numbers: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
     B, Q, h, w = logits.shape
     loss = torch.zeros((), dtype=logits.dtype)

@@ -55,6 +55,25 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda a, b: losses.nt_xent(a, b, temperature=0.3, chunk_size=3),
         lambda a, b: slow.nt_xent(a, b, 0.3),
     ),
+    "mean_discrepancy": (TWO, {}, losses.mean_discrepancy, slow.mean_discrepancy),
+    "feature_hint": (
+        {"s": rows(seed=1)},
+        {"t": rows(seed=2)},
+        lambda s, t: losses.feature_hint(s, t),
+        lambda s, t: slow.feature_hint(s, t),
+    ),
+    "confidence_weighted_cross_entropy": (
+        {"s": rows(seed=1)},
+        {"t": rows(seed=2)},
+        lambda s, t: losses.confidence_weighted_cross_entropy(s, torch.tensor([3, 0, 6, 3, 1]), t),
+        lambda s, t: slow.confidence_weighted_cross_entropy(s, [3, 0, 6, 3, 1], t),
+    ),
+    "peer_similarity": (
+        {"s1": rows(seed=1), "s2": rows(seed=2, scale=3.0)},
+        {"p1": rows(seed=3)[:, :4], "p2": rows(seed=4)[:, :4]},
+        lambda s1, s2, p1, p2: losses.peer_similarity(s1, s2, p1, p2, temperature=0.3),
+        lambda s1, s2, p1, p2: slow.peer_similarity(s1, s2, p1, p2, 0.3),
+    ),
     "info_nce": (
         TWO,
         {},

@@ -22,6 +22,12 @@ from attar.losses.masked import (
 )
 from attar.losses.nce import nce, nce_partition
 from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
+from attar.losses.self_distillation import (
+    confidence_weighted_cross_entropy,
+    feature_hint,
+    mean_discrepancy,
+    peer_similarity,
+)
 from attar.losses.siamese import byol_regression, negative_cosine
 
 __all__ = [
@@ -31,7 +37,9 @@ __all__ = [
     "bilinear_nce",
     "byol_regression",
     "colour_cross_entropy",
+    "confidence_weighted_cross_entropy",
     "dino",
+    "feature_hint",
     "first_own_row",
     "gather_rows",
     "info_nce",
@@ -43,12 +51,14 @@ __all__ = [
     "masked_l1",
     "masked_mse",
     "masked_smooth_l1",
+    "mean_discrepancy",
     "nce",
     "nce_partition",
     "negative_cosine",
     "normalise_patches",
     "nt_xent",
     "own_share",
+    "peer_similarity",
     "prototype_cross_entropy",
     "sigreg",
     "similarity_distillation",
