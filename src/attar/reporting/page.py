@@ -25,7 +25,14 @@ NAMES = {
     "hog": "HOG",
     "pretrained": "ImageNet twin",
 }
-METRICS = {"top1": "top-1 accuracy", "roc_auc": "ROC-AUC", "balanced_accuracy": "balanced accuracy"}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "roc_auc": "ROC-AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "nll": "negative log-likelihood, lower is better",
+    "ece": "calibration error (ECE), lower is better",
+    "agreement": "same class as the teacher",
+}
 PROTOCOLS = {
     "knn": "k nearest neighbours",
     "linear": "linear probe",
@@ -34,6 +41,8 @@ PROTOCOLS = {
     "low_label": "few labels",
     "few_shot": "few shots",
     "layers": "linear probe of layer",
+    "classifier": "its own classifier",
+    "retrieval": "retrieval",
 }
 QUERIES, NEIGHBOURS = 8, 6
 MOST_POINTS = 400  # of a curve
@@ -120,7 +129,7 @@ def verdict_of(run: RunContent) -> dict[str, Any] | None:
     headline, *rest = run.evaluation["verdict"].splitlines()
     word, colon, remainder = headline.partition(":")
     shout = word if colon and word.isupper() else ""
-    tone = "good" if "BETTER" in shout or ("GAIN" in shout and "NO" not in shout) else "bad" if shout else ""
+    tone = "" if shout == "ABOVE CHANCE" else "good" if "BETTER" in shout else "bad" if shout else ""
     found = {
         "shout": shout,
         "tone": tone,
