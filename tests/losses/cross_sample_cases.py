@@ -17,13 +17,17 @@ from attar.errors import ShapeError
 from attar.losses import (
     barlow_twins,
     bilinear_nce,
+    error_rank_gate,
     gather_rows,
     info_nce,
     inva_spread,
+    kl_divergence,
     koleo,
     nce_partition,
     nt_xent,
     own_share,
+    relational_angle,
+    relational_distance,
     sigreg,
     sinkhorn,
     swapped_prediction,
@@ -50,6 +54,17 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "barlow_twins": lambda a, b: barlow_twins(a, b, redundancy_weight=0.2),
     "vicreg": lambda a, b: vicreg(a, b, similarity_weight=2.0, variance_weight=3.0, covariance_weight=0.5),
     "sigreg": lambda a, b: sigreg(a, DIRECTIONS) + 2 * sigreg(b, DIRECTIONS),
+    "relational_distance": lambda a, b: relational_distance(a, b.detach()) + 0 * b.sum(),
+    "relational_angle": lambda a, b: relational_angle(a, b.detach()) + 0 * b.sum(),
+    "error_rank_gate": lambda a, b: (
+        kl_divergence(
+            a,
+            b,
+            temperature=2.0,
+            weights=error_rank_gate(b, b.detach().argsort(dim=1)[:, 2], keep_wrong=0.5),
+        )
+        + 0 * b.sum()
+    ),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }

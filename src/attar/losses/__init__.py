@@ -2,21 +2,30 @@
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
 from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
-from attar.losses.distillation import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
+from attar.losses.distillation import (
+    anchor_similarities,
+    error_rank_gate,
+    kl_divergence,
+    similarity_distillation,
+    soft_cross_entropy,
+)
 from attar.losses.gather import first_own_row, gather_rows, own_share
 from attar.losses.koleo import koleo
 from attar.losses.masked import masked_distillation, masked_l1, masked_mse, masked_smooth_l1, normalise_patches
 from attar.losses.nce import nce, nce_partition
 from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
 from attar.losses.siamese import byol_regression, negative_cosine
+from attar.losses.transfer import attention_transfer, relational_angle, relational_distance
 
 __all__ = [
     "anchor_similarities",
+    "attention_transfer",
     "barlow_twins",
     "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
     "dino",
+    "error_rank_gate",
     "first_own_row",
     "gather_rows",
     "info_nce",
@@ -35,6 +44,8 @@ __all__ = [
     "nt_xent",
     "own_share",
     "prototype_cross_entropy",
+    "relational_angle",
+    "relational_distance",
     "sigreg",
     "similarity_distillation",
     "sinkhorn",

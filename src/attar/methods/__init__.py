@@ -58,6 +58,11 @@ CATALOGUE: dict[str, Entry] = {
         Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
         Entry("supervised", "supervised", "He et al. 2016, arXiv:1512.03385", 2016),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
+        Entry("kd", "distill", "Hinton et al. 2015, arXiv:1503.02531", 2015),
+        Entry("fitnet", "distill", "Romero et al. 2015, arXiv:1412.6550", 2015),
+        Entry("attention_transfer", "distill", "Zagoruyko and Komodakis 2017, arXiv:1612.03928", 2017),
+        Entry("relational_kd", "distill", "Park et al. 2019, arXiv:1904.05068", 2019),
+        Entry("crd", "distill", "Tian et al. 2020, arXiv:1910.10699", 2020),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }

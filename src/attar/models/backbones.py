@@ -83,6 +83,21 @@ class Backbone(nn.Module):
         feature_map = network.forward_features(images)
         return network.forward_head(feature_map), feature_map
 
+    def features_and_stages(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (B, D) and what `stages` gives, in one pass.
+
+        Raises:
+            BackboneError: for a network that cannot.
+        """
+        network: Any = self.network
+        if isinstance(network, small_nets.Staged):
+            maps = network.stages_of(images)
+            return network.forward_head(list(maps.values())[-1]), maps
+        if not hasattr(network, "forward_intermediates") or not hasattr(network, "forward_head"):
+            raise BackboneError(f"{self.spec.name} does not show its stages on the way; take a ResNet or its kin.")
+        last, listed = network.forward_intermediates(images)
+        return network.forward_head(last), {f"stage{i + 1}": m for i, m in enumerate(listed)}
+
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more time.
 
