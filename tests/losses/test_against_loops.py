@@ -37,6 +37,7 @@ MASKED = {
 MEANT = [3, 0, 10, 3, 7]
 LABELS = torch.tensor([[0, 3, 10, 3, 7], [9, 9, 1, 0, 5]])
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
+ONE = torch.ones((), dtype=torch.float64)
 EXCLUDED = torch.rand(B, Q, generator=torch.Generator().manual_seed(5)) < 0.4
 MAPS = (
     dict(s=rows(12, seed=1).view(3, 4, E)[:, :, :6].reshape(3, 4, 2, 3)),

@@ -72,7 +72,7 @@ def kl_divergence(
     if weights is not None:
         if weights.shape != rows.shape:
             raise ShapeError(
-                f"kl_divergence: {tuple(weights.shape)} weights for {len(rows)} rows; one a row is needed."
+                f"kl_divergence: weights {tuple(weights.shape)} for {len(rows)} rows; one a row is needed."
             )
         rows = rows * weights.detach()
     return temperature**2 * rows.mean()

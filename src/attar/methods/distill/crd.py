@@ -2,7 +2,7 @@
 
 Tian et al. 2020, arXiv:1910.10699.
 
-    s = n( A_s features of the student ),  t = n( A_t features of the teacher ): linear adapters to width E, n(v) = v/|v|
+    s = n( A_s features of the student ),  t = n( A_t features of the teacher ): linear adapters to width E; n: unit length
     M_s, M_t: memory banks with an s and a t of every training image
     h(v, M) = p / (p + K / n),  p = exp(<v, M> / tau) / Z:  is M the image's own row, or one of K drawn rows?
     L(v, M) = mean_i  -log h(v_i, M_i) - sum_k log(1 - h(v_i, M_k)),  over drawn rows k of another class than i
@@ -16,7 +16,7 @@ code draws K rows of other classes for each image anew, which takes B times the 
 
 Cost: that of kd, two products of the batch with K rows, and two banks of num_images x E numbers.
 
-Choose it when kd leaves a gap between networks of one family; "small_kd" (with soft targets) is the stronger of the two.
+Choose it when kd leaves a gap between networks of one family; "small_kd", with soft targets, is the stronger recipe.
 """
 
 from __future__ import annotations
