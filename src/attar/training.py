@@ -21,7 +21,7 @@ from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
     from attar.data.images import Images, ImageSpec
-    from attar.methods.base import Method, Recipe
+    from attar.methods.base import Method, Recipe, Trained
     from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.train.loop import FitResult, Job
@@ -700,8 +700,7 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], res
     import numpy as np
     import torch
 
-    from attar.models.heads import MLP
-    from attar.models.saved import save_backbone, save_head
+    from attar.methods.base import Trained
     from attar.reporting.attention import attention_of
     from attar.reporting.gallery import collect_gallery
     from attar.train.loop import views_of
@@ -724,16 +723,27 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], res
         _keep_clusters(run, plan, plan.clusters, job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))
-    for name in ("projector", "classifier"):
-        head = getattr(method, name)
-        if isinstance(head, MLP):
-            save_head(run.path, name, head, classes=job.images.classes)
     kept = ("kind", "method", "recipe", "data", "teacher", "init", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
-    save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete
+    for name, other in method.others().items():
+        _save(run / name, other, job, provenance | {"part": name})
+    own = Trained(method.backbone, method.projector, method.classifier)
+    _save(run.path, own, job, provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
     logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
+
+
+def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) -> None:
+    """Heads, then the backbone."""
+    from attar.models.heads import MLP
+    from attar.models.saved import save_backbone, save_head
+
+    folder.mkdir(exist_ok=True)
+    for name, head in (("projector", trained.projector), ("classifier", trained.classifier)):
+        if isinstance(head, MLP):
+            save_head(folder, name, head, classes=job.images.classes)
+    save_backbone(folder, trained.backbone, job.image, provenance=provenance)
 
 
 def _keep_clusters(run: RunFolder, plan: _Plan, clusters: Clusters, device: Any) -> None:

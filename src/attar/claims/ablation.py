@@ -8,10 +8,11 @@ same images for the same number of epochs, with the same backbone and batch; las
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
@@ -57,8 +58,9 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A claim: what is said, by whom, and what must be seen. network: which of the size's networks all arms train.
+    """A claim: what is said, by whom, and what must be seen.
 
+    network: which of the size's networks all arms train. ranked: the verdict also names the arms from best to worst.
     teacher: trained once, for arms that distil, on the size's teacher network for as many epochs as the arms.
     """
 
@@ -68,6 +70,7 @@ class Ablation:
     arms: Mapping[str, Arm]
     expectations: Sequence[Expectation]
     network: Literal["convnet", "vit"] = "convnet"
+    ranked: bool = False
     teacher: Arm | None = None
 
 
@@ -200,7 +203,7 @@ def measure(
     )
     arm_of = {"model": arm, "random_init": "untrained"}
     for row in measured.rows:
-        if row["metric"] == "top1":
+        if row["metric"] == "top1" and row["subject"] in arm_of:
             values = result.values.setdefault(arm_of[row["subject"]], {})
             values.setdefault(row["protocol"], []).append(row["value"])
     health = read_json_lines(run / "health.jsonl")
@@ -208,12 +211,19 @@ def measure(
         result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
 
 
-def judge(claim: Ablation, result: ClaimResult, *, digits: bool) -> str:
+class Judged(Protocol):
+    """What a verdict needs of a claim."""
+
+    @property
+    def expectations(self) -> Sequence[Expectation]: ...
+
+
+def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence[str] = METRICS) -> str:
     """holds / does not hold / undecided, with the figures that say so."""
     lines, outcomes = [], []
     for expectation in claim.expectations:
         found = []
-        for metric in METRICS:
+        for metric in metrics:
             better, worse = (_sums(result, arms, metric) for arms in (expectation.better, expectation.worse))
             mean, deviation, side = compare([value + expectation.margin for value in better], worse)
             mean -= expectation.margin
@@ -227,7 +237,15 @@ def judge(claim: Ablation, result: ClaimResult, *, digits: bool) -> str:
     else:
         verdict = "holds" if set(outcomes) == {"holds"} else "undecided"
     worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
-    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{few_seeds(len(better))}{worth}"
+    ranked = ranking(result, metrics[-1]) if getattr(claim, "ranked", False) else ""
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranked}{few_seeds(len(better))}{worth}"
+
+
+def ranking(result: ClaimResult, metric: str) -> str:
+    """The arms from best to worst, by their means over seeds."""
+    means = {arm: statistics.mean(values[metric]) for arm, values in result.values.items()}
+    ranked = sorted(means, key=lambda arm: -means[arm])
+    return f" Ranking, {metric}: " + ", ".join(f"{arm} {100 * means[arm]:.1f}" for arm in ranked) + "."
 
 
 def _sums(result: ClaimResult, arms: Sequence[str], metric: str) -> list[float]:

@@ -143,6 +143,21 @@ class Neighbours:
 
 
 @dataclass
+class Exemplars:
+    """seeds: (B, C, h, w), the part of each image that its class is made of. transformed: list of (B, C, h, w), the
+    class' samples.
+    """
+
+    seeds: Tensor
+    transformed: list[Tensor]
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"seed": self.seeds} | {f"sample {i + 1}": v for i, v in enumerate(self.transformed)}
+
+
+@dataclass
 class PatchGrid:
     """patches: (B, G, G, C, h, w), normalised: row and column of the grid, then the patch at that place."""
 
