@@ -32,6 +32,13 @@ class Entry:
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
+        Entry("relative_position", "pretext", "Doersch et al. 2015, arXiv:1505.05192", 2015),
+        Entry(
+            "jigsaw",
+            "pretext",
+            "Noroozi and Favaro 2016, arXiv:1603.09246; Noroozi et al. 2018, arXiv:1805.00385",
+            2016,
+        ),
         Entry("exemplar", "pretext", "Dosovitskiy et al. 2014, arXiv:1406.6909", 2014),
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
         Entry("colorization", "pretext", "Zhang et al. 2016, arXiv:1603.08511", 2016),
@@ -61,6 +68,21 @@ CATALOGUE: dict[str, Entry] = {
         Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
         Entry("supervised", "supervised", "He et al. 2016, arXiv:1512.03385", 2016),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
+        Entry("born_again", "distill", "Furlanello et al. 2018, arXiv:1805.04770", 2018),
+        Entry("snapshot", "distill", "Yang et al. 2019, arXiv:1812.00123", 2019),
+        Entry("ddgsd", "distill", "Xu and Liu 2019, DOI 10.1609/aaai.v33i01.33015565", 2019),
+        Entry("byot", "distill", "Zhang et al. 2019, arXiv:1905.08094", 2019),
+        Entry("pskd", "distill", "Kim et al. 2021, arXiv:2006.12000", 2021),
+        Entry("dogo", "distill", "Bhat et al. 2021, arXiv:2104.09866", 2021),
+        Entry("compress", "distill", "Koohpayegani et al. 2020, arXiv:2010.14713", 2020),
+        Entry("regression", "distill", "Navaneet et al. 2021, arXiv:2201.05131", 2021),
+        Entry("foundation", "distill", "Beyer et al. 2021, arXiv:2106.05237; lightly-train 2025", 2021),
+        Entry("s2bnn", "distill", "Shen et al. 2021, arXiv:2102.08946", 2021),
+        Entry("kd", "distill", "Hinton et al. 2015, arXiv:1503.02531", 2015),
+        Entry("fitnet", "distill", "Romero et al. 2015, arXiv:1412.6550", 2015),
+        Entry("attention_transfer", "distill", "Zagoruyko and Komodakis 2017, arXiv:1612.03928", 2017),
+        Entry("relational_kd", "distill", "Park et al. 2019, arXiv:1904.05068", 2019),
+        Entry("crd", "distill", "Tian et al. 2020, arXiv:1910.10699", 2020),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }
