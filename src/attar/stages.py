@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from attar.data.images import Images, ImageSpec
     from attar.evaluation.evaluation import Evaluation
+    from attar.evaluation.subject import Classifier
     from attar.exporting import ExportResult
     from attar.models.encoder import Encoder
     from attar.models.teachers import Teacher
@@ -96,7 +97,7 @@ def pretrain(
 def distill(
     source: str | Path | np.ndarray | Images,
     *,
-    teacher: str | Path | Teacher,
+    teacher: str | Path | Teacher | Sequence[str | Path | Teacher],
     out: str | Path,
     method: str = "seed",
     backbone: str = "resnet18",
@@ -128,7 +129,8 @@ def distill(
     """Train a small student on what a frozen teacher says about unlabelled images.
 
     Args:
-        teacher: a run folder, a timm model whose weights are at hand, "hog", or a folder made by `cluster`.
+        teacher: a run folder, a timm model whose weights are at hand, "hog", or a folder made by `cluster`. Several, in
+            a list or joined by commas, answer side by side, each with the same say.
         Everything else as in `pretrain`; image_size and channels default to the teacher's.
     """
     return train(Request(**locals()))
@@ -260,7 +262,8 @@ def evaluate(
         run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed.
-        protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map); settings
+        protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map), classifier
+            (the run's own, with its calibration and its agreement with the teacher), retrieval (recall@k); settings
             after a colon, e.g. "low_label:0.01,0.1".
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
@@ -271,11 +274,18 @@ def evaluate(
     """
     from attar.evaluation.controls import CONTROLS
     from attar.evaluation.evaluation import evaluate as measure
+    from attar.evaluation.protocols import parse_protocol
     from attar.models.saved import load_backbone
 
     folder = RunFolder(Path(run))
     check_evaluation(protocols, device, precision)
     backbone, image, provenance = load_backbone(run)
+    classifier = _classifier_of(run)
+    if classifier is None and any(parse_protocol(p).name == "classifier" for p in protocols):
+        raise RecipeError(
+            f"classifier: {run} kept no classifier. This protocol measures runs that were trained with one (methods "
+            "with labels, see attar methods); for all others take linear or finetune."
+        )
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
     taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls else (None, {})
@@ -286,7 +296,9 @@ def evaluate(
         held_out,
         protocols=tuple(protocols),
         controls=CONTROLS if controls is True else tuple(controls or ()),
-        teacher=taught_by,
+        teacher=taught_by and taught_by[:2],
+        classifier=classifier,
+        teacher_classifier=taught_by and taught_by[2],
         seed=seed,
         device=device,
         precision=precision,
@@ -313,9 +325,20 @@ def check_evaluation(protocols: Sequence[str], device: str, precision: str) -> N
     choose_precision(precision, choose_device(device))
 
 
+def _classifier_of(run: str | Path) -> Classifier | None:
+    """The classifier a run kept, with the names of its classes; numbers where these had none."""
+    from attar.evaluation.subject import Classifier
+    from attar.models.saved import classes_of, load_head
+
+    head = load_head(Path(run), "classifier")
+    if head is None:
+        return None
+    return Classifier(head, classes_of(Path(run)) or tuple(map(str, range(head.num_features_out))))
+
+
 def _teacher_of(
     provenance: dict[str, Any], given: str | Path | None, image: ImageSpec
-) -> tuple[tuple[Any, ImageSpec] | None, dict[str, str]]:
+) -> tuple[tuple[Any, ImageSpec, Classifier | None] | None, dict[str, str]]:
     """The teacher to measure: the one given, or the one the run was distilled from; or why it is left out."""
     from attar.models.saved import load_backbone
 
@@ -323,9 +346,12 @@ def _teacher_of(
     name = given or own
     if name is None:
         return None, {}
+    if given is None and "," in name and not Path(name).exists():
+        return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
     if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
-    return load_backbone(name, image_size=image.size, channels=image.channels)[:2], {}
+    backbone, expected, _ = load_backbone(name, image_size=image.size, channels=image.channels)
+    return (backbone, expected, _classifier_of(name)), {}
 
 
 def _keep(folder: RunFolder, result: Evaluation) -> None:

@@ -231,14 +231,22 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
         )
 
 
+def teachers_named(teacher: Any) -> list[Any]:
+    """The teachers that were asked for: runs and names, "A,B" being two; an object given in Python as it is."""
+    if isinstance(teacher, str) and not Path(teacher).exists():
+        return teacher.split(",")
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+
+
 def _check_teacher_exists(teacher: Any) -> None:
     from attar.models.backbones import check_name
 
-    if not isinstance(teacher, (str, Path)) or Path(teacher).exists():
-        return
-    if len(Path(teacher).parts) > 1 or str(teacher).startswith("."):
-        raise CheckpointError(f"--teacher {Path(teacher).absolute()} does not exist; give a run folder, or a name.")
-    check_name(str(teacher))
+    for one in teachers_named(teacher):
+        if not isinstance(one, (str, Path)) or Path(one).exists():
+            continue
+        if len(Path(one).parts) > 1 or str(one).startswith("."):
+            raise CheckpointError(f"--teacher {Path(one).absolute()} does not exist; give a run folder, or a name.")
+        check_name(str(one))
 
 
 def _check_init(request: Request) -> None:
@@ -337,7 +345,11 @@ class _Plan:
             "settings": plain(asdict(self.recipe)),
             "minutes": request.minutes,
             "backbone": {**spec, "stem": request.stem},
-            "teacher": self.teacher and {"name": describe(request.teacher), "digest": self.teacher.digest},
+            "teacher": self.teacher
+            and {
+                "name": describe(teachers_named(request.teacher)),
+                "digest": self.teacher.digest,
+            },
             "image": plain(self.image.to_json()),
             "seed": request.seed,
             "precision": self.precision,
@@ -512,22 +524,27 @@ def _teacher_image(request: Request) -> ImageSpec | None:
     """The input of a teacher that is a run; named networks are built for the student's images instead."""
     from attar.models.saved import load_backbone
 
-    if isinstance(request.teacher, (str, Path)):
-        return load_backbone(request.teacher)[1] if Path(request.teacher).exists() else None
-    return getattr(request.teacher, "image", None)
+    first = teachers_named(request.teacher)[0]
+    if isinstance(first, (str, Path)):
+        return load_backbone(first)[1] if Path(first).exists() else None
+    return getattr(first, "image", None)
 
 
 def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | Clusters | None:
     from attar.methods.base import load
     from attar.models.clusters import is_clusters, load_clusters
-    from attar.models.teachers import load_teacher
+    from attar.models.teachers import JointTeacher, load_teacher
 
-    if not isinstance(request.teacher, (str, Path)):
-        return request.teacher
     if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
         return load_clusters(request.teacher)
     output = getattr(recipe, "teacher_output", "features")
-    return load_teacher(request.teacher, output=output, image_size=image.size, channels=image.channels)
+    loaded = [
+        load_teacher(one, output=output, image_size=image.size, channels=image.channels)
+        if isinstance(one, (str, Path))
+        else one
+        for one in teachers_named(request.teacher)
+    ]
+    return loaded[0] if len(loaded) == 1 else JointTeacher(loaded)
 
 
 def _build(request: Request, plan: _Plan, world: Any) -> Job:
@@ -747,7 +764,9 @@ def plain(value: Any) -> Any:
 
 
 def describe(source: Any) -> str:
-    """A source in words: an absolute path, a name, or what kind of array it is."""
+    """A source or teacher in words: an absolute path, a name, what kind of array it is; several joined by commas."""
+    if isinstance(source, (list, tuple)):
+        return ",".join(map(describe, source))
     if isinstance(source, (str, Path)):
         text = str(source)
         return str(Path(text).absolute()) if Path(text).exists() else text

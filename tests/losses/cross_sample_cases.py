@@ -18,15 +18,19 @@ from attar.losses import (
     barlow_twins,
     bilinear_nce,
     confidence_weighted_cross_entropy,
+    error_rank_gate,
     gather_rows,
     info_nce,
     inva_spread,
+    kl_divergence,
     koleo,
     mean_discrepancy,
     nce_partition,
     nt_xent,
     own_share,
     peer_similarity,
+    relational_angle,
+    relational_distance,
     sigreg,
     sinkhorn,
     swapped_prediction,
@@ -64,6 +68,17 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         peer_similarity(a, b, a.square(), b, temperature=0.3) + peer_similarity(b, a, b[:, :4], a[:, :4], temperature=1)
     ),
     "sigreg": lambda a, b: sigreg(a, DIRECTIONS) + 2 * sigreg(b, DIRECTIONS),
+    "relational_distance": lambda a, b: relational_distance(a, b.detach()) + 0 * b.sum(),
+    "relational_angle": lambda a, b: relational_angle(a, b.detach()) + 0 * b.sum(),
+    "error_rank_gate": lambda a, b: (
+        kl_divergence(
+            a,
+            b,
+            temperature=2.0,
+            weights=error_rank_gate(b, b.detach().argsort(dim=1)[:, 2], keep_wrong=0.5),
+        )
+        + 0 * b.sum()
+    ),
     # each row meets the weighted sum of all rows; plain arithmetic around gather_rows alone
     "gather_rows": lambda a, b: (a * (gather_rows(b) * torch.arange(1.0, B + 1)[:, None]).sum(0)).sum(1).mean(),
 }

@@ -35,6 +35,11 @@ def test_step_schedule_drops_at_fractions():
     assert [learning_rate(recipe, s, 10) for s in (5, 6, 8)] == pytest.approx([0.6, 0.06, 0.006])
 
 
+def test_linear_runs_straight_from_peak_to_final():
+    recipe = replace(RECIPE, schedule="linear", warmup_fraction=0.0, final_lr=0.1)
+    assert [learning_rate(recipe, s, 10) for s in (0, 5, 9)] == pytest.approx([0.6, 0.35, 0.15])
+
+
 def test_weight_decay_follows_a_cosine_only_when_asked():
     recipe = replace(RECIPE, weight_decay=0.04)
     assert weight_decay(recipe, 70, 100) == 0.04

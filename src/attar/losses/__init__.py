@@ -5,6 +5,7 @@ from attar.losses.colour import colour_cross_entropy
 from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
 from attar.losses.distillation import (
     anchor_similarities,
+    error_rank_gate,
     kl_divergence,
     similarity_distillation,
     soft_cross_entropy,
@@ -29,9 +30,11 @@ from attar.losses.self_distillation import (
     peer_similarity,
 )
 from attar.losses.siamese import byol_regression, negative_cosine
+from attar.losses.transfer import attention_transfer, relational_angle, relational_distance
 
 __all__ = [
     "anchor_similarities",
+    "attention_transfer",
     "barlow_twins",
     "barlow_twins_terms",
     "bilinear_nce",
@@ -39,6 +42,7 @@ __all__ = [
     "colour_cross_entropy",
     "confidence_weighted_cross_entropy",
     "dino",
+    "error_rank_gate",
     "feature_hint",
     "first_own_row",
     "gather_rows",
@@ -60,6 +64,8 @@ __all__ = [
     "own_share",
     "peer_similarity",
     "prototype_cross_entropy",
+    "relational_angle",
+    "relational_distance",
     "sigreg",
     "similarity_distillation",
     "sinkhorn",

@@ -39,6 +39,7 @@ CATALOGUE: dict[str, Entry] = {
             "Noroozi and Favaro 2016, arXiv:1603.09246; Noroozi et al. 2018, arXiv:1805.00385",
             2016,
         ),
+        Entry("exemplar", "pretext", "Dosovitskiy et al. 2014, arXiv:1406.6909", 2014),
         Entry("rotation", "pretext", "Gidaris et al. 2018, arXiv:1803.07728", 2018),
         Entry("colorization", "pretext", "Zhang et al. 2016, arXiv:1603.08511", 2016),
         Entry("inpainting", "pretext", "Pathak et al. 2016, arXiv:1604.07379", 2016),
@@ -74,7 +75,14 @@ CATALOGUE: dict[str, Entry] = {
         Entry("pskd", "distill", "Kim et al. 2021, arXiv:2006.12000", 2021),
         Entry("dogo", "distill", "Bhat et al. 2021, arXiv:2104.09866", 2021),
         Entry("compress", "distill", "Koohpayegani et al. 2020, arXiv:2010.14713", 2020),
+        Entry("regression", "distill", "Navaneet et al. 2021, arXiv:2201.05131", 2021),
+        Entry("foundation", "distill", "Beyer et al. 2021, arXiv:2106.05237; lightly-train 2025", 2021),
         Entry("s2bnn", "distill", "Shen et al. 2021, arXiv:2102.08946", 2021),
+        Entry("kd", "distill", "Hinton et al. 2015, arXiv:1503.02531", 2015),
+        Entry("fitnet", "distill", "Romero et al. 2015, arXiv:1412.6550", 2015),
+        Entry("attention_transfer", "distill", "Zagoruyko and Komodakis 2017, arXiv:1612.03928", 2017),
+        Entry("relational_kd", "distill", "Park et al. 2019, arXiv:1904.05068", 2019),
+        Entry("crd", "distill", "Tian et al. 2020, arXiv:1910.10699", 2020),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }

@@ -186,6 +186,22 @@ def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
     return keep
 
 
+def patch_map(backbone: Backbone, feature_map: Tensor) -> Tensor:
+    """What `Backbone.features_and_map` showed as a map (B, D, H, W): class tokens and registers are left out.
+
+    Raises:
+        BackboneError: tokens that form no square grid.
+    """
+    network: Any = backbone.network
+    if feature_map.ndim == 4:
+        return feature_map.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else feature_map
+    patches = feature_map[:, getattr(network, "num_prefix_tokens", 0) :]
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise BackboneError(f"{backbone.spec.name}: its {patches.shape[1]} patch tokens form no square grid.")
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
 def backbone_names(*, with_timm: bool = False) -> list[str]:
     """Own names (factors, depths and patches are open: resnet20x2, wrn_16_2, vit_tiny_p6), and timm's on demand."""
     own = [*small_nets.EXAMPLES, *binary.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]

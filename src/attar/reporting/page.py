@@ -25,7 +25,14 @@ NAMES = {
     "hog": "HOG",
     "pretrained": "ImageNet twin",
 }
-METRICS = {"top1": "top-1 accuracy", "roc_auc": "ROC-AUC", "balanced_accuracy": "balanced accuracy"}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "roc_auc": "ROC-AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "nll": "negative log-likelihood, lower is better",
+    "ece": "calibration error (ECE), lower is better",
+    "agreement": "same class as the teacher",
+}
 PROTOCOLS = {
     "knn": "k nearest neighbours",
     "linear": "linear probe",
@@ -34,6 +41,8 @@ PROTOCOLS = {
     "low_label": "few labels",
     "few_shot": "few shots",
     "layers": "linear probe of layer",
+    "classifier": "its own classifier",
+    "retrieval": "retrieval",
 }
 QUERIES, NEIGHBOURS = 8, 6
 MOST_POINTS = 400  # of a curve
@@ -120,7 +129,7 @@ def verdict_of(run: RunContent) -> dict[str, Any] | None:
     headline, *rest = run.evaluation["verdict"].splitlines()
     word, colon, remainder = headline.partition(":")
     shout = word if colon and word.isupper() else ""
-    tone = "good" if "BETTER" in shout or ("GAIN" in shout and "NO" not in shout) else "bad" if shout else ""
+    tone = "" if shout == "ABOVE CHANCE" else "good" if "BETTER" in shout else "bad" if shout else ""
     found = {
         "shout": shout,
         "tone": tone,
@@ -357,7 +366,7 @@ def clusters_of(folder: Path) -> dict[str, Any] | None:
     layer = "the features" if settings["layer"] == "features" else f"layer {settings['layer']}"
     words = (
         f"{found['num_clusters']:,} clusters by {layer} of {made['teacher']['name']}. Of {numbers['asked_for']:,} "
-        f"asked for {numbers['empty']} were empty, {numbers['dissolved']} were too small and were dissolved "
+        f"asked for, empty: {numbers['empty']}; too small and dissolved: {numbers['dissolved']} "
         f"({numbers['images_of_dissolved']:,} images). Sizes here: {found['smallest']:,} to {found['largest']:,}, "
         f"median {found['median']:g}; as uneven as {found['effective']:g} clusters of one size."
     )
