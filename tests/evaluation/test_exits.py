@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import attar
 from attar.errors import RecipeError
 from attar.evaluation.exits import leaves_at
+from attar.reporting.page import RunContent, exits_plot
 from tests.methods.conftest import make_images
 
 
@@ -62,3 +65,8 @@ def test_a_run_without_exits_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(RecipeError, match="run kept no early exits; train it by a method that does .byot."):
         attar.evaluate(tmp_path / "run", images, protocols=("exits",), progress=False)
+
+
+def test_the_report_draws_the_curve(rows):
+    plot = exits_plot(RunContent("run", Path("run"), {}, [], [], {}, {"rows": rows}, {"metric": "top1"}, {}, [], {}))
+    assert "the first sure exit" in plot and "work, % of the whole network" in plot
