@@ -364,7 +364,7 @@ def _teacher_of(
     name = given or own
     if name is None:
         return None, {}
-    if given is None and "," in name and not Path(name).exists():
+    if given is None and "," in str(name) and not Path(name).exists():
         return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
     if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
