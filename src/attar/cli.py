@@ -149,9 +149,7 @@ def pretrain(
 @app.command()
 def distill(
     source: Source,
-    teacher: Annotated[
-        str, typer.Option("--teacher", help="A run folder, a timm name, or hog (for cluster_transfer).")
-    ],
+    teacher: Annotated[str, typer.Option("--teacher", help="A run folder, a timm name, or hog; several: A,B.")],
     out: Out,
     method: Annotated[str, typer.Option("--method", help="See attar methods.")] = "seed",
     backbone: Backbone = "resnet18",

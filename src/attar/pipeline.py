@@ -124,8 +124,10 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
             bound = inspect.signature(_function(stage.kind)).bind(**stage.arguments, out=out / str(stage.name))
             bound.apply_defaults()
             given = {**bound.arguments, "resume": True}
-            if given.get("teacher") in earlier:
-                given["teacher"] = stage  # its folder is not there yet, so there is nothing to look at
+            taught_by = given.get("teacher")
+            several = taught_by if isinstance(taught_by, list) else [taught_by]
+            if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
+                given["teacher"] = [stage if one in earlier else one for one in several]
             if given.get("init") in earlier:
                 given["init"] = None
             check(Request(**given))

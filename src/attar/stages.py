@@ -97,7 +97,7 @@ def pretrain(
 def distill(
     source: str | Path | np.ndarray | Images,
     *,
-    teacher: str | Path | Teacher,
+    teacher: str | Path | Teacher | Sequence[str | Path | Teacher],
     out: str | Path,
     method: str = "seed",
     backbone: str = "resnet18",
@@ -129,7 +129,8 @@ def distill(
     """Train a small student on what a frozen teacher says about unlabelled images.
 
     Args:
-        teacher: a run folder, a timm model whose weights are at hand, "hog", or a folder made by `cluster`.
+        teacher: a run folder, a timm model whose weights are at hand, "hog", or a folder made by `cluster`. Several, in
+            a list or joined by commas, answer side by side, each with the same say.
         Everything else as in `pretrain`; image_size and channels default to the teacher's.
     """
     return train(Request(**locals()))
@@ -345,6 +346,8 @@ def _teacher_of(
     name = given or own
     if name is None:
         return None, {}
+    if given is None and "," in name and not Path(name).exists():
+        return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
     if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
     backbone, expected, _ = load_backbone(name, image_size=image.size, channels=image.channels)

@@ -21,7 +21,7 @@ from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
     from attar.data.images import Images, ImageSpec
-    from attar.methods.base import Method, Recipe
+    from attar.methods.base import Method, Recipe, Trained
     from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.train.loop import FitResult, Job
@@ -231,14 +231,22 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
         )
 
 
+def teachers_named(teacher: Any) -> list[Any]:
+    """The teachers that were asked for: runs and names, "A,B" being two; an object given in Python as it is."""
+    if isinstance(teacher, str) and not Path(teacher).exists():
+        return teacher.split(",")
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+
+
 def _check_teacher_exists(teacher: Any) -> None:
     from attar.models.backbones import check_name
 
-    if not isinstance(teacher, (str, Path)) or Path(teacher).exists():
-        return
-    if len(Path(teacher).parts) > 1 or str(teacher).startswith("."):
-        raise CheckpointError(f"--teacher {Path(teacher).absolute()} does not exist; give a run folder, or a name.")
-    check_name(str(teacher))
+    for one in teachers_named(teacher):
+        if not isinstance(one, (str, Path)) or Path(one).exists():
+            continue
+        if len(Path(one).parts) > 1 or str(one).startswith("."):
+            raise CheckpointError(f"--teacher {Path(one).absolute()} does not exist; give a run folder, or a name.")
+        check_name(str(one))
 
 
 def _check_init(request: Request) -> None:
@@ -337,7 +345,11 @@ class _Plan:
             "settings": plain(asdict(self.recipe)),
             "minutes": request.minutes,
             "backbone": {**spec, "stem": request.stem},
-            "teacher": self.teacher and {"name": describe(request.teacher), "digest": self.teacher.digest},
+            "teacher": self.teacher
+            and {
+                "name": describe(teachers_named(request.teacher)),
+                "digest": self.teacher.digest,
+            },
             "image": plain(self.image.to_json()),
             "seed": request.seed,
             "precision": self.precision,
@@ -512,22 +524,27 @@ def _teacher_image(request: Request) -> ImageSpec | None:
     """The input of a teacher that is a run; named networks are built for the student's images instead."""
     from attar.models.saved import load_backbone
 
-    if isinstance(request.teacher, (str, Path)):
-        return load_backbone(request.teacher)[1] if Path(request.teacher).exists() else None
-    return getattr(request.teacher, "image", None)
+    first = teachers_named(request.teacher)[0]
+    if isinstance(first, (str, Path)):
+        return load_backbone(first)[1] if Path(first).exists() else None
+    return getattr(first, "image", None)
 
 
 def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | Clusters | None:
     from attar.methods.base import load
     from attar.models.clusters import is_clusters, load_clusters
-    from attar.models.teachers import load_teacher
+    from attar.models.teachers import JointTeacher, load_teacher
 
-    if not isinstance(request.teacher, (str, Path)):
-        return request.teacher
     if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
         return load_clusters(request.teacher)
     output = getattr(recipe, "teacher_output", "features")
-    return load_teacher(request.teacher, output=output, image_size=image.size, channels=image.channels)
+    loaded = [
+        load_teacher(one, output=output, image_size=image.size, channels=image.channels)
+        if isinstance(one, (str, Path))
+        else one
+        for one in teachers_named(request.teacher)
+    ]
+    return loaded[0] if len(loaded) == 1 else JointTeacher(loaded)
 
 
 def _build(request: Request, plan: _Plan, world: Any) -> Job:
@@ -683,8 +700,7 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], res
     import numpy as np
     import torch
 
-    from attar.models.heads import MLP
-    from attar.models.saved import save_backbone, save_head
+    from attar.methods.base import Trained
     from attar.reporting.attention import attention_of
     from attar.reporting.gallery import collect_gallery
     from attar.train.loop import views_of
@@ -707,16 +723,27 @@ def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], res
         _keep_clusters(run, plan, plan.clusters, job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))
-    for name in ("projector", "classifier"):
-        head = getattr(method, name)
-        if isinstance(head, MLP):
-            save_head(run.path, name, head, classes=job.images.classes)
     kept = ("kind", "method", "recipe", "data", "teacher", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
-    save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete
+    for name, other in method.others().items():
+        _save(run / name, other, job, provenance | {"part": name})
+    own = Trained(method.backbone, method.projector, method.classifier)
+    _save(run.path, own, job, provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
     logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
+
+
+def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) -> None:
+    """Heads, then the backbone."""
+    from attar.models.heads import MLP
+    from attar.models.saved import save_backbone, save_head
+
+    folder.mkdir(exist_ok=True)
+    for name, head in (("projector", trained.projector), ("classifier", trained.classifier)):
+        if isinstance(head, MLP):
+            save_head(folder, name, head, classes=job.images.classes)
+    save_backbone(folder, trained.backbone, job.image, provenance=provenance)
 
 
 def _keep_clusters(run: RunFolder, plan: _Plan, clusters: Clusters, device: Any) -> None:
@@ -737,7 +764,9 @@ def plain(value: Any) -> Any:
 
 
 def describe(source: Any) -> str:
-    """A source in words: an absolute path, a name, or what kind of array it is."""
+    """A source or teacher in words: an absolute path, a name, what kind of array it is; several joined by commas."""
+    if isinstance(source, (list, tuple)):
+        return ",".join(map(describe, source))
     if isinstance(source, (str, Path)):
         text = str(source)
         return str(Path(text).absolute()) if Path(text).exists() else text

@@ -257,6 +257,33 @@ def sigreg(z: Tensor, directions: Tensor, largest: float, knots: int) -> Tensor:
     return loss / len(directions)
 
 
+def mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=a.dtype)
+    for d in range(a.shape[1]):
+        means = [sum(row[d] for row in rows) / len(rows) for rows in (a, b)]
+        total = total + (means[0] - means[1]) ** 2
+    return total
+
+
+def feature_hint(s: Tensor, t: Tensor) -> Tensor:
+    return sum((s[i, d] - t[i, d]) ** 2 for i in range(len(s)) for d in range(s.shape[1])) / len(s)
+
+
+def confidence_weighted_cross_entropy(s: Tensor, labels: list[int], t: Tensor) -> Tensor:
+    weights = [max(softmax(list(row)), key=float) for row in t]
+    terms = [-w * softmax(list(row))[y].log() for w, row, y in zip(weights, s, labels)]
+    return sum(terms) / sum(weights)
+
+
+def peer_similarity(s1: Tensor, s2: Tensor, p1: Tensor, p2: Tensor, t: float) -> Tensor:
+    loss = torch.zeros((), dtype=s1.dtype)
+    for i in range(len(s1)):
+        ours = softmax([cosine(s1[i], s2[j]) / t for j in range(len(s2))])
+        theirs = softmax([cosine(p1[i], p2[j]) / t for j in range(len(p2))])
+        loss = loss + sum(q * (q.log() - p.log()) for p, q in zip(ours, theirs))
+    return loss / len(s1)
+
+
 def colour_cross_entropy(logits: Tensor, numbers: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
     B, Q, h, w = logits.shape
     loss = torch.zeros((), dtype=logits.dtype)
@@ -278,3 +305,59 @@ def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
             error = sum((prediction[b, c, y, x] - target[b, c, y, x]) ** 2 for c in range(C)) / C
             loss = loss + weights[b, 0, y, x] * error / (B * len(counted))
     return loss
+def huber(x: Tensor) -> Tensor:
+    return x * x / 2 if x.abs() < 1 else x.abs() - 0.5
+
+
+def relational_distance(s: Tensor, t: Tensor) -> Tensor:
+    def apart(x: Tensor, i: int, j: int) -> Tensor:
+        return ((x[i] - x[j]) ** 2).sum().sqrt() if i != j else x[i].sum() * 0
+
+    b = len(s)
+    pairs = [(i, j) for i in range(b) for j in range(b) if i != j]
+    mu_s, mu_t = (sum(apart(x, i, j) for i, j in pairs) / len(pairs) for x in (s, t))
+    return sum(huber(apart(s, i, j) / mu_s - apart(t, i, j) / mu_t) for i in range(b) for j in range(b)) / b**2
+
+
+def relational_angle(s: Tensor, t: Tensor) -> Tensor:
+    b, total = len(s), torch.zeros((), dtype=s.dtype)
+    for j in range(b):
+        for i in range(b):
+            for k in range(b):
+                if i != j and k != j:
+                    total = total + huber(cosine(s[i] - s[j], s[k] - s[j]) - cosine(t[i] - t[j], t[k] - t[j]))
+    return total / b**3
+
+
+def attention_transfer(s: Tensor, t: Tensor) -> Tensor:
+    """Maps of the same size."""
+    b, _, height, width = s.shape
+    total = torch.zeros((), dtype=s.dtype)
+    for i in range(b):
+        attention = []
+        for x in (s, t):
+            q = [sum(a * a for a in x[i, :, r, c]) / x.shape[1] for r in range(height) for c in range(width)]
+            attention.append([v / sum(w * w for w in q).sqrt() for v in q])
+        total = total + sum((a - b) ** 2 for a, b in zip(*attention))
+    return total / (b * height * width)
+
+
+def weighted_kl(s: Tensor, t: Tensor, weights: list[float], temperature: float) -> Tensor:
+    total = torch.zeros((), dtype=s.dtype)
+    for i, weight in enumerate(weights):
+        p, q = softmax(list(t[i] / temperature)), softmax(list(s[i] / temperature))
+        total = total + weight * sum(a * (a / b).log() for a, b in zip(p, q))
+    return temperature**2 * total / len(weights)
+
+
+def nce_excluding(v: Tensor, m: Tensor, negatives: Tensor, t: float, n: int, z: float, excluded: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=v.dtype)
+    noise = len(negatives) / n
+    for i in range(len(v)):
+        p = (cosine(v[i], m[i]) / t).exp() / z
+        total = total - (p / (p + noise)).log()
+        for k in range(len(negatives)):
+            if not excluded[i, k]:
+                p = (cosine(v[i], negatives[k]) / t).exp() / z
+                total = total - (1 - p / (p + noise)).log()
+    return total / len(v)

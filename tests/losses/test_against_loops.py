@@ -42,7 +42,47 @@ SHARES = torch.rand(2, 3, 2, 3, dtype=torch.float64, generator=GENERATOR).softma
 PLACES = torch.rand(2, 2, 3, dtype=torch.float64, generator=GENERATOR)
 WEIGHTS = torch.tensor([0.0, 1.0, 10.0])[torch.randint(3, (2, 1, 3, E), generator=GENERATOR)]
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
+ONE = torch.ones((), dtype=torch.float64)
+EXCLUDED = torch.rand(B, Q, generator=torch.Generator().manual_seed(5)) < 0.4
+MAPS = (
+    dict(s=rows(12, seed=1).view(3, 4, E)[:, :, :6].reshape(3, 4, 2, 3)),
+    dict(t=rows(15, seed=2).view(3, 5, E)[:, :, :6].reshape(3, 5, 2, 3)),
+)
+WEIGHTS = [0.0, 1.5, 2.0, 0.5, 1.0]
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
+    "relational_distance": (
+        dict(s=rows(seed=1)),
+        dict(t=rows(seed=2, scale=3.0)),
+        lambda s, t: losses.relational_distance(s, t),
+        slow.relational_distance,
+    ),
+    "relational_angle": (
+        dict(s=rows(seed=1)),
+        dict(t=rows(seed=2, scale=3.0)),
+        lambda s, t: losses.relational_angle(s, t),
+        slow.relational_angle,
+    ),
+    "attention_transfer": (*MAPS, lambda s, t: losses.attention_transfer(s, t), slow.attention_transfer),
+    "kl_divergence with weights": (
+        dict(s=rows(seed=1)),
+        dict(t=rows(seed=2, scale=3.0)),
+        lambda s, t: losses.kl_divergence(s, t, temperature=1.7, weights=torch.tensor(WEIGHTS)),
+        lambda s, t: slow.weighted_kl(s, t, WEIGHTS, 1.7),
+    ),
+    "nce without rows of the same class": (
+        dict(v=rows(seed=1)),
+        dict(m=rows(seed=2), negatives=rows(Q, seed=3)),
+        lambda v, m, negatives: losses.nce(
+            v,
+            m,
+            negatives,
+            temperature=0.5,
+            num_images=40,
+            partition=torch.tensor(9.0, dtype=torch.float64),
+            excluded=EXCLUDED,
+        ),
+        lambda v, m, negatives: slow.nce_excluding(v, m, negatives, 0.5, 40, 9.0, EXCLUDED),
+    ),
     "nt_xent": (
         TWO,
         {},
@@ -54,6 +94,25 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         {},
         lambda a, b: losses.nt_xent(a, b, temperature=0.3, chunk_size=3),
         lambda a, b: slow.nt_xent(a, b, 0.3),
+    ),
+    "mean_discrepancy": (TWO, {}, losses.mean_discrepancy, slow.mean_discrepancy),
+    "feature_hint": (
+        {"s": rows(seed=1)},
+        {"t": rows(seed=2)},
+        lambda s, t: losses.feature_hint(s, t),
+        lambda s, t: slow.feature_hint(s, t),
+    ),
+    "confidence_weighted_cross_entropy": (
+        {"s": rows(seed=1)},
+        {"t": rows(seed=2)},
+        lambda s, t: losses.confidence_weighted_cross_entropy(s, torch.tensor([3, 0, 6, 3, 1]), t),
+        lambda s, t: slow.confidence_weighted_cross_entropy(s, [3, 0, 6, 3, 1], t),
+    ),
+    "peer_similarity": (
+        {"s1": rows(seed=1), "s2": rows(seed=2, scale=3.0)},
+        {"p1": rows(seed=3)[:, :4], "p2": rows(seed=4)[:, :4]},
+        lambda s1, s2, p1, p2: losses.peer_similarity(s1, s2, p1, p2, temperature=0.3),
+        lambda s1, s2, p1, p2: slow.peer_similarity(s1, s2, p1, p2, 0.3),
     ),
     "info_nce": (
         TWO,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,3 +102,14 @@ def test_without_a_teacher_it_says_so(bench, backbone):
     built = bench("compress")
     with pytest.raises(RecipeError, match="compress: it distils and needs a teacher"):
         METHOD(built.method.recipe, backbone(), Setup(image=built.setup.image, images=built.images))
+
+
+def test_the_state_of_two_queues_is_saved_whole(bench):
+    """A method that loads what was saved continues bit for bit."""
+    straight, resumed = bench("compress", "2q"), bench("compress", "2q")
+    straight.train(range(2))
+    resumed.method.load_state_dict(straight.method.state_dict())
+    resumed.optimiser.load_state_dict(copy.deepcopy(straight.optimiser.state_dict()))
+    assert resumed.train(range(2, 4)) == straight.train(range(2, 4))
+    final = straight.method.state_dict()
+    assert all(torch.equal(v, final[k]) for k, v in resumed.method.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from attar.data.images import ImageSpec
 from attar.errors import BackboneError, RecipeError
 from attar.methods.base import resolve_recipe
-from attar.methods.pretext.jigsaw import RECIPES, views, with_foreign
+from attar.methods.pretext.jigsaw import RECIPES, Jigsaw, views, with_foreign
 from attar.views.batches import Tiles
 from attar.views.draws import Draws
 from attar.views.permutations import hamming_distances, spread_permutations
+from tests.distributed_helper import run_two
 
 PHOTO = ImageSpec(size=224, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -48,15 +50,18 @@ def test_each_permutation_is_the_best_of_all_that_are_left():
 
     table = [tuple(row) for row in spread_permutations(4, 24).tolist()]
     differs = lambda a, b: sum(x != y for x, y in zip(a, b))  # noqa: E731
+
+    def merit(candidate, chosen):
+        return min(differs(candidate, c) for c in chosen), sum(differs(candidate, c) for c in chosen)
+
     for n in range(1, 24):
-        chosen = table[:n]
-        merit = lambda p: (min(differs(p, c) for c in chosen), sum(differs(p, c) for c in chosen))  # noqa: E731
-        assert merit(table[n]) == max(merit(p) for p in itertools.permutations(range(4)) if p not in chosen)
+        left = [p for p in itertools.permutations(range(4)) if p not in table[:n]]
+        assert merit(table[n], table[:n]) == max(merit(p, table[:n]) for p in left)
     assert len(set(table)) == 24
 
 
 def test_a_zero_head_gives_log_of_the_number_of_permutations(bench):
-    bench = bench("jigsaw")
+    bench = bench("jigsaw", "small_plus_plus")
     for parameter in bench.method.head[-1].parameters():
         torch.nn.init.zeros_(parameter)
     assert bench.backward(0).loss.item() == pytest.approx(math.log(100), abs=1e-5)
@@ -76,7 +81,7 @@ def test_the_inverse_order_restores_the_tiles_bit_for_bit(bench, recipe):
 
 
 def test_the_step_reads_tiles_one_by_one_and_joins_them_as_shown(bench):
-    bench = bench("jigsaw")
+    bench = bench("jigsaw", "small_plus_plus", max_foreign=0)
     method, batch = bench.method.eval(), bench.batch(0)
     shown = method.shown(batch.tiles, batch.pretext_targets)
     features = [method.backbone(shown[:, i]) for i in range(9)]
@@ -107,6 +112,18 @@ def test_foreign_tiles_come_from_the_next_image_to_the_drawn_places():
     assert torch.equal(batch.tiles.flatten(1)[1], torch.arange(10.0, 19))  # the batch itself is as before
 
 
+def half_of_hand_made(rank: int) -> None:
+    whole = hand_made([2, 1, 2, 2])
+    half = slice(2 * rank, 2 * rank + 2)
+    own = Tiles(**{f.name: getattr(whole, f.name)[half] for f in fields(Tiles) if f.name != "labels"})
+    assert torch.equal(with_foreign(own), with_foreign(whole, over_processes=False)[half])
+
+
+@pytest.mark.slow
+def test_two_processes_exchange_the_tiles_that_one_would():
+    run_two(half_of_hand_made)
+
+
 def test_no_image_takes_tiles_from_itself():
     batch = hand_made([2, 2, 2, 2], index=torch.tensor([5, 5, 6, 7]))
     changed = (with_foreign(batch) != batch.tiles).flatten(1).sum(dim=1)
@@ -130,14 +147,14 @@ def test_what_is_drawn_for_foreign_tiles(bench):
 
 def test_two_permutations_that_foreign_tiles_could_confuse_are_refused(bench):
     with pytest.raises(RecipeError, match="differ in 2 at least"):
-        bench("jigsaw", grid=2, num_permutations=24, max_foreign=2)
-    bench("jigsaw", grid=2, num_permutations=24, max_foreign=1)
+        bench("jigsaw", max_foreign=2)
+    bench("jigsaw", max_foreign=1)
     with pytest.raises(RecipeError, match="24 permutations"):
-        bench("jigsaw", grid=2)
+        bench("jigsaw", num_permutations=25)
 
 
 def test_the_table_is_saved_with_the_method_and_used(bench):
-    bench = bench("jigsaw")
+    bench = bench("jigsaw", "small_plus_plus")
     assert torch.equal(bench.method.state_dict()["permutations"], spread_permutations(9, 100))
     state = bench.method.state_dict() | {"permutations": bench.method.permutations.flip(0)}
     bench.method.load_state_dict(state)
@@ -147,12 +164,22 @@ def test_the_table_is_saved_with_the_method_and_used(bench):
     assert torch.equal(spread_permutations(9, 100)[0], bench.method.permutations[-1])  # the shared table is untouched
 
 
-def test_a_network_for_larger_pictures_is_refused_with_the_setting_to_change(bench, monkeypatch):
+def test_a_network_for_larger_pictures_is_refused_with_the_setting_to_change(bench, backbone):
     with pytest.raises(BackboneError, match=r"12 x 12 pixels; use a larger tile_scale"):
-        from attar.methods.base import Setup
-        from attar.methods.pretext.jigsaw import Jigsaw
-        from attar.models.backbones import build_backbone
+        Jigsaw(resolve_recipe("jigsaw", "small"), backbone(name="vit_micro_p8"), bench("jigsaw").setup)
 
-        made = bench("jigsaw")
-        setup = Setup(image=made.setup.image, images=made.images)
-        Jigsaw(resolve_recipe("jigsaw", "small"), build_backbone("vit_micro_p8", image_size=32), setup)
+
+def test_the_answer_is_the_puzzle_its_solution_and_the_image(bench):
+    bench = bench("jigsaw", "small_plus_plus", num_permutations=9)
+    method, batch = bench.method.eval(), bench.batch(0)
+    method.head[-1].weight.data.zero_()
+    method.head[-1].bias.data = torch.eye(9)[3] * 20  # always number 3
+    batch.pretext_targets[:] = torch.tensor([3, 3, 0, 1, 2, 4])
+    batch.num_foreign[:] = 0
+    with torch.no_grad():
+        answers = method.answers(batch)
+    assert list(answers.pictures()) == ["puzzle", "solved", "image"] and answers.index is batch.index
+    assert answers.captions["solved"] == ["9 of 9 (100%)"] * 2 + ["0 of 9 (100%)"] * 4  # nine that share no place
+    puzzle, solved, image = answers.pictures().values()
+    same = lambda a, b: (a == b).flatten(1).all(dim=1).tolist()  # noqa: E731
+    assert same(solved, image) == [True, True] + [False] * 4 and not any(same(puzzle, image))

@@ -63,3 +63,18 @@ def test_the_heads_norms_have_no_scale_and_shift(bench):
     method = bench("relative_position").method
     norms = [m for m in [*method.patch_head.modules(), *method.head.modules()] if isinstance(m, torch.nn.BatchNorm1d)]
     assert len(norms) == 3 and all(norm.weight is None and norm.bias is None for norm in norms)
+
+
+def test_the_answer_puts_every_neighbour_in_one_place(bench, monkeypatch):
+    bench = bench("relative_position")
+    method, batch = bench.method.eval(), bench.batch(0)
+    right = F.one_hot(pretext_targets(torch.device("cpu")), 8).float() * 9
+    wrong = right.clone()  # the first two neighbours change places, seen from either side
+    wrong[[0, 1]], wrong[[8, 9]] = right[[1, 0]], right[[9, 8]]
+    logits = torch.stack([right, wrong, right, right, right, right])
+    monkeypatch.setattr(method, "_of_pairs", lambda z: logits)
+    answers = method.answers(batch)
+    assert answers.captions["solved"] == ["8 of 8 (100%)", "6 of 8 (100%)"] + ["8 of 8 (100%)"] * 4
+    puzzle, solved, patches = answers.pictures().values()
+    assert (solved == patches).flatten(1).all(dim=1).tolist() == [True, False, True, True, True, True]
+    assert not (puzzle == patches).flatten(1).all(dim=1).any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,3 +109,13 @@ def test_two_stages_and_a_packed_file(tmp_path):
         assert torch.equal(attar.load(result.path)(pixels), attar.load(tmp_path / "still")(pixels))
     with pytest.raises(RecipeError, match="--init and --pretrained"):
         attar.distill(images, out=tmp_path / "x", pretrained=True, **common)
+
+
+def test_the_state_of_the_contrastive_term_is_saved_whole(bench):
+    straight, resumed = bench("s2bnn", "both"), bench("s2bnn", "both")
+    straight.train(range(2))
+    resumed.method.load_state_dict(straight.method.state_dict())
+    resumed.optimiser.load_state_dict(copy.deepcopy(straight.optimiser.state_dict()))
+    assert resumed.train(range(2, 4)) == straight.train(range(2, 4))
+    final = straight.method.state_dict()
+    assert all(torch.equal(v, final[k]) for k, v in resumed.method.state_dict().items())

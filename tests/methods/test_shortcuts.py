@@ -137,18 +137,10 @@ def accuracy(cues: Tensor, targets: Tensor) -> float:
 
 def texture(size: int, num_images: int = NUM_IMAGES) -> Tensor:
     """(B, 3, size, size), in every channel the same smooth noise of deviation 1: alike over about three pixels."""
-    noise = torch.randn(num_images, 1, size, size, generator=torch.Generator().manual_seed(size))
-    line = torch.tensor([1.0, 2.0, 1.0]) / 4
-    smooth = F.conv2d(F.pad(noise, (2, 2, 2, 2), mode="circular"), _outer(_widened(line)))
+    noise = torch.randn(num_images, 1, size + 4, size + 4, generator=torch.Generator().manual_seed(size))
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
+    smooth = F.conv2d(noise, (line[:, None] * line)[None, None])
     return (smooth / smooth.std()).expand(-1, 3, -1, -1)
-
-
-def _widened(line: Tensor) -> Tensor:
-    return F.conv1d(F.pad(line, (2, 2))[None, None], line[None, None])[0, 0]
-
-
-def _outer(line: Tensor) -> Tensor:
-    return (line[:, None] * line)[None, None]
 
 
 def fringes(size: int) -> Tensor:
@@ -200,6 +192,8 @@ def puzzles(pictures, **settings) -> tuple[Tensor, Tensor]:
     """Tiles as shown (B, T, C, h, w), and the numbers of their permutations; ten of them unless told."""
     from attar.views.permutations import spread_permutations
 
-    batch, recipe = made_from(pictures, "jigsaw", **{"num_permutations": 10, "grey": 0.0, "gap": 0.25, **settings})
+    batch, recipe = made_from(
+        pictures, "jigsaw", **{"grid": 3, "num_permutations": 10, "grey": 0.0, "gap": 0.25, **settings}
+    )
     order = spread_permutations(recipe.grid**2, recipe.num_permutations)[batch.pretext_targets]
     return batch.tiles[torch.arange(len(order))[:, None], order], batch.pretext_targets

@@ -5,6 +5,7 @@ from attar.losses.colour import colour_cross_entropy
 from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
 from attar.losses.distillation import (
     anchor_similarities,
+    error_rank_gate,
     kl_divergence,
     similarity_distillation,
     soft_cross_entropy,
@@ -22,16 +23,27 @@ from attar.losses.masked import (
 )
 from attar.losses.nce import nce, nce_partition
 from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
+from attar.losses.self_distillation import (
+    confidence_weighted_cross_entropy,
+    feature_hint,
+    mean_discrepancy,
+    peer_similarity,
+)
 from attar.losses.siamese import byol_regression, negative_cosine
+from attar.losses.transfer import attention_transfer, relational_angle, relational_distance
 
 __all__ = [
     "anchor_similarities",
+    "attention_transfer",
     "barlow_twins",
     "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
     "colour_cross_entropy",
+    "confidence_weighted_cross_entropy",
     "dino",
+    "error_rank_gate",
+    "feature_hint",
     "first_own_row",
     "gather_rows",
     "info_nce",
@@ -43,13 +55,17 @@ __all__ = [
     "masked_l1",
     "masked_mse",
     "masked_smooth_l1",
+    "mean_discrepancy",
     "nce",
     "nce_partition",
     "negative_cosine",
     "normalise_patches",
     "nt_xent",
     "own_share",
+    "peer_similarity",
     "prototype_cross_entropy",
+    "relational_angle",
+    "relational_distance",
     "sigreg",
     "similarity_distillation",
     "sinkhorn",

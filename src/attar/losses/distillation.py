@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attar.errors import RecipeError, ShapeError
+from attar.losses.gather import first_own_row, gather_rows
 from attar.losses.inputs import check_pair, check_positive, check_width, full_precision
 
 
@@ -40,8 +41,10 @@ def soft_cross_entropy(
 
 
 @full_precision
-def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """T^2 * mean_i KL( softmax(teacher_i / T) || softmax(student_i / T) ).
+def kl_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weights: Tensor | None = None
+) -> Tensor:
+    """T^2 * mean_i w_i KL( softmax(teacher_i / T) || softmax(student_i / T) ).
 
     The factor T^2 is included: the gradient of the soft targets shrinks with 1 / T^2, and with the factor its weight
     against a hard loss stays when T changes.
@@ -49,6 +52,8 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature
     Args:
         student_logits, teacher_logits: (B, N). The teacher's are detached.
         temperature: T, > 0, of both.
+        weights: (B,) of the samples, without gradient; None: all 1. A gate has 0 for what is not transferred and a
+            mean of 1 over all processes, as `error_rank_gate` gives it.
 
     Returns:
         Scalar >= 0 in nats; 0 for equal logits.
@@ -62,8 +67,52 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature
     check_positive("kl_divergence", temperature=temperature)
     log_student = torch.log_softmax(student_logits / temperature, dim=1)
     log_teacher = torch.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    # kl_div wants the student's log-probabilities first; "batchmean" is the sum over N and the mean over B
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    # kl_div wants the student's log-probabilities first
+    rows = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)  # (B,)
+    if weights is not None:
+        if weights.shape != rows.shape:
+            raise ShapeError(
+                f"kl_divergence: weights {tuple(weights.shape)} for {len(rows)} rows; one a row is needed."
+            )
+        rows = rows * weights.detach()
+    return temperature**2 * rows.mean()
+
+
+@full_precision
+@torch.no_grad()
+def error_rank_gate(teacher_logits: Tensor, targets: Tensor, *, keep_wrong: float) -> Tensor:
+    """Weights that let through all rows the teacher gets right, and of the others those it gets least wrong.
+
+    A row's error is the rank of the true column among the teacher's logits; 0 is right. Of the rows with an error
+    above 0, int(keep_wrong * their number) with the smallest errors are kept; between equal ranks the teacher's
+    probability of the truth decides.
+
+    Args:
+        teacher_logits: (B, N). targets: (B,) true columns. Across processes, pass local rows; ranks are gathered.
+        keep_wrong: share of the wrong rows that is kept, in [0, 1]; SSKD 0.75.
+
+    Returns:
+        (B,): 0 for rows left out, otherwise one number, so that the mean over all rows of all processes is 1 and a
+        mean of weighted rows is the mean over those kept. If none is kept: all 0.
+
+    Source: Xu et al. 2020 (SSKD), arXiv:2006.07114, section 3.3.
+    Differs: paper and published code leave ties to the order of the sort; here a row's place in the batch is no matter.
+    """
+    if teacher_logits.ndim != 2 or targets.shape != teacher_logits.shape[:1] or len(targets) == 0:
+        raise ShapeError(
+            f"error_rank_gate: teacher_logits have shape {tuple(teacher_logits.shape)} and targets "
+            f"{tuple(targets.shape)}; give (B, N) and (B,)."
+        )
+    if not 0 <= keep_wrong <= 1:
+        raise RecipeError(f"error_rank_gate: keep_wrong={keep_wrong} is not accepted; give a share in [0, 1].")
+    true = teacher_logits.gather(1, targets[:, None])
+    rank = (teacher_logits > true).sum(dim=1)
+    probability = torch.softmax(teacher_logits, dim=1).gather(1, targets[:, None])[:, 0]
+    error = gather_rows(torch.where(rank > 0, rank + 1 - probability.double(), 0.0))
+    num_kept = int((error == 0).sum() + int(keep_wrong * (error > 0).sum()))
+    kept = torch.zeros_like(error).index_fill_(0, error.argsort(stable=True)[:num_kept], 1.0)
+    first = first_own_row(len(targets))
+    return kept[first : first + len(targets)].to(teacher_logits) * len(kept) / max(num_kept, 1)
 
 
 @full_precision

@@ -15,7 +15,14 @@ from attar.losses.inputs import check_pair, check_positive, check_width, full_pr
 
 @full_precision
 def nce(
-    embeddings: Tensor, positives: Tensor, negatives: Tensor, *, temperature: float, num_images: int, partition: Tensor
+    embeddings: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float,
+    num_images: int,
+    partition: Tensor,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """NCE of InstDisc and CMC: tell the image's own row from K rows drawn uniformly from all n.
 
@@ -29,6 +36,8 @@ def nce(
         temperature: > 0. Paper: 0.07.
         num_images: n, of the bank.
         partition: Z, one number > 0, kept through training (`nce_partition`).
+        excluded: bool (B, K), True where a drawn row is no negative of an embedding: of the same class, in CRD. That
+            is drawing from the rest, as both K and n shrink by the same share.
 
     Returns:
         Scalar, mean over rows, **sum** over the K negatives, in nats. P = 1/n everywhere:
@@ -47,7 +56,12 @@ def nce(
         raise ShapeError(f"nce: partition has shape {tuple(partition.shape)}; it is one number, the same for all rows.")
     offset = partition.log() + math.log(len(negatives) / num_images)
     positive, negative = _scores(embeddings, positives, negatives, temperature)
-    return (F.softplus(offset - positive) + F.softplus(negative - offset).sum(dim=1)).mean()
+    noise = F.softplus(negative - offset)
+    if excluded is not None:
+        if excluded.shape != noise.shape:
+            raise ShapeError(f"nce: excluded has shape {tuple(excluded.shape)}; it must be {tuple(noise.shape)}.")
+        noise = noise.masked_fill(excluded, 0.0)
+    return (F.softplus(offset - positive) + noise.sum(dim=1)).mean()
 
 
 @full_precision

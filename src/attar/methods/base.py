@@ -46,6 +46,7 @@ class Recipe:
     lr: float | None = None
     final_lr: float = 0.0
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    num_cycles: int = 1  # of a cosine; each starts at the peak again
     lr_drops: tuple[float, ...] = ()  # fractions of training at which `step` multiplies by lr_drop_factor
     lr_drop_factor: float = 0.1
     warmup_fraction: float = 0.0
@@ -65,6 +66,13 @@ class Recipe:
             return self.lr
         scale = {"linear": self.batch_size / 256, "sqrt": self.batch_size**0.5, "none": 1.0}
         return self.base_lr * scale[self.lr_scaling]
+
+    def cycle(self, step: int, total_steps: int) -> tuple[int, float]:
+        """The cosine cycle a step lies in, from 0, and how much of that cycle is done; cycles begin after warm-up."""
+        warmup = round(self.warmup_fraction * total_steps)
+        passed = max(step - warmup, 0) * self.num_cycles / max(total_steps - warmup, 1)
+        number = min(int(passed), self.num_cycles - 1)
+        return number, passed - number
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,15 @@ class Setup:
         if self.teacher is None:
             raise RecipeError(f"{method}: it distils and needs a teacher; give one in setup.teacher.")
         return self.teacher
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with the heads that are kept beside it."""
+
+    backbone: Backbone
+    projector: nn.Module | None = None
+    classifier: nn.Module | None = None
 
 
 @dataclass
@@ -191,6 +208,10 @@ class Method(nn.Module):
         """What the network, in eval mode, says to its own task for a batch of views; None where there is no picture
         of it. For the report."""
         return None
+
+    def others(self) -> Mapping[str, Trained]:
+        """Networks that were trained beside the backbone, by name; each is saved like a run, in RUN/NAME."""
+        return {}
 
     def after_step(self, progress: Progress) -> None:
         """State that is not trained by gradient: momentum teacher, centre. Called after the optimiser's update."""
@@ -304,7 +325,12 @@ _USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "nesterov": ("sgd", "lars"),
         "adam_betas": ("adamw",),
     },
-    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine", "linear")},
+    "schedule": {
+        "lr_drops": ("step",),
+        "lr_drop_factor": ("step",),
+        "final_lr": ("cosine", "linear"),
+        "num_cycles": ("cosine",),
+    },
 }
 
 

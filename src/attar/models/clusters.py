@@ -100,12 +100,12 @@ class Projection:
         return cls(mean.astype(np.float32), directions.astype(np.float32), settings.normalise)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """float32 (N, E), in a new array."""
-        rows = np.array(features, dtype=np.float32)
+        """float32 (N, E)."""
+        rows = np.asarray(features, dtype=np.float32)
         if self.mean is not None and self.directions is not None:
-            rows = (rows - self.mean) @ self.directions
+            rows = rows @ self.directions - self.mean @ self.directions  # a table as wide as the features is not copied
         if self.normalise:
-            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return np.ascontiguousarray(rows)
 
 
@@ -161,7 +161,9 @@ def cluster(
             "table they are kept in); take another layer, or another network."
         )
     projection = Projection.of(sample, settings)
-    centroids = kmeans(projection(sample), settings)
+    rows = projection(sample)
+    del sample
+    centroids = kmeans(rows, settings)
     sizes = np.bincount(nearest(table, ids, projection, centroids)[0], minlength=settings.num_clusters)
     kept = sizes >= min(max(settings.min_cluster_size, 1), sizes.max())
     numbers = {

@@ -45,8 +45,12 @@ class MemoryBank(nn.Module):
 
     def draw(self, num: int, step: int) -> Tensor:
         """(num, E): the rows of random images, with replacement; the same on every process at a step."""
+        return self.rows[self.draw_ids(num, step)]
+
+    def draw_ids(self, num: int, step: int) -> Tensor:
+        """(num,): the ids of random images, with replacement; the same on every process at a step."""
         positions = np.random.default_rng([self.seed, step]).integers(len(self), size=num)
-        return self.rows[self.ids[torch.from_numpy(positions).to(self.ids.device)]]
+        return self.ids[torch.from_numpy(positions).to(self.ids.device)]
 
     @torch.no_grad()
     def update(self, index: Tensor, embeddings: Tensor) -> None:

@@ -162,6 +162,12 @@ def load_head(folder: Path, name: str) -> MLP | None:
     return head.eval()
 
 
+def head_digest(folder: Path, name: str) -> str:
+    """Of a head's weights; "" if the run kept none of this name."""
+    description = folder / f"{name}.json"
+    return json.loads(description.read_text())["sha256"] if description.is_file() else ""
+
+
 def classes_of(folder: Path) -> tuple[str, ...]:
     """Names of the classes that a run's classifier tells apart, in the order of its logits."""
     return tuple(json.loads((folder / "classifier.json").read_text())["classes"])

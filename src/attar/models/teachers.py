@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from attar.data.images import Images, ImageSpec
 from attar.data.progress import Progress
-from attar.errors import CheckpointError, ShapeError
-from attar.models.backbones import Backbone
-from attar.models.saved import load_backbone, load_head
+from attar.errors import CheckpointError, RecipeError, ShapeError
+from attar.models.backbones import Backbone, patch_map
+from attar.models.saved import classes_of, head_digest, load_backbone, load_head
 
 logger = logging.getLogger("attar")
 
@@ -48,6 +49,9 @@ class FrozenTeacher:
 
     Deliberately no nn.Module: it is no part of the method that asks it, so it is neither trained, nor saved, nor
     exported, nor switched to train mode.
+
+    head: gives the answers. classes: names of the classes whose logits these are, where they are known. projector: a
+    second head of the same features, for distillers that learn from both.
     """
 
     def __init__(
@@ -56,14 +60,20 @@ class FrozenTeacher:
         image: ImageSpec,
         head: nn.Module | None = None,
         *,
+        projector: nn.Module | None = None,
+        classes: Sequence[str] = (),
         digest: str = "",
         name: str = "a network given in Python",
     ):
         self.backbone = backbone
         self.head = head
+        self.projector = projector
         self.network = backbone if head is None else nn.Sequential(backbone, head)
-        self.network.eval().requires_grad_(False)
+        for part in (self.network, projector):
+            if part is not None:
+                part.eval().requires_grad_(False)
         self.image = image
+        self.classes = tuple(classes)
         self.num_features_out = backbone.num_features if head is None else int(head.num_features_out)  # type: ignore[arg-type]
         self.digest = digest
         self.name = name
@@ -80,10 +90,62 @@ class FrozenTeacher:
         return self.backbone.stages(renormalised(images, image, self.image))
 
     @torch.no_grad()
+    def features(self, images: Tensor, image: ImageSpec) -> Tensor:
+        """(B, D), before any head."""
+        self._move(images.device)
+        return self.backbone(renormalised(images, image, self.image))
+
+    @torch.no_grad()
+    def answer(self, features: Tensor) -> Tensor:
+        """What it says of these features of its own, (B, E) in fp32: the head's output."""
+        return (features if self.head is None else self.head(features)).float()
+
+    @torch.no_grad()
+    def features_and_stages(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, dict[str, Tensor]]:
+        """Its features and its intermediate maps by name, in one pass."""
+        self._move(images.device)
+        return self.backbone.features_and_stages(renormalised(images, image, self.image))
+
+    def _move(self, device: torch.device) -> None:
+        self.network.to(device)
+        if self.projector is not None:
+            self.projector.to(device)
+
+    @torch.no_grad()
     def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
         """Its features and what they are pooled from, in one pass; see `Backbone.features_and_map`."""
         self.network.to(images.device)
         return self.backbone.features_and_map(renormalised(images, image, self.image))
+
+
+class JointTeacher:
+    """Several frozen teachers as one: their normalised answers side by side, divided to unit length.
+
+    The cosine of two answers is then the mean of the teachers' cosines, so all have the same say, and every distiller
+    takes several teachers without knowing. Maps are joined alike, resized to the first teacher's grid.
+    """
+
+    def __init__(self, teachers: Sequence[FrozenTeacher]):
+        self.teachers = tuple(teachers)
+        self.image = self.teachers[0].image
+        self.num_features_out = sum(teacher.num_features_out for teacher in self.teachers)
+        self.head = next((teacher.head for teacher in self.teachers if teacher.head is not None), None)
+        self.digest = hashlib.sha256(" ".join(teacher.digest for teacher in self.teachers).encode()).hexdigest()
+
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        return self._joined([teacher(images, index, image, view) for teacher in self.teachers])
+
+    def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
+        """Joined features and the joined map (B, D', H', W') of all."""
+        features, maps = zip(*(teacher.features_and_map(images, image) for teacher in self.teachers))
+        grids = [patch_map(teacher.backbone, own) for teacher, own in zip(self.teachers, maps)]
+        size = grids[0].shape[2:]
+        resized = [F.interpolate(g.float(), size=size, mode="bilinear", align_corners=False) for g in grids]
+        return self._joined(list(features)), self._joined(resized)
+
+    def _joined(self, answers: list[Tensor]) -> Tensor:
+        units = [F.normalize(answer.float(), dim=1) for answer in answers]
+        return torch.cat(units, dim=1) / len(units) ** 0.5
 
 
 def renormalised(images: Tensor, given: ImageSpec, wanted: ImageSpec) -> Tensor:
@@ -117,8 +179,9 @@ class CachedTeacher:
         answers: (num_views, num_ids, E), float16 or float32; rows of ids without an image are NaN.
     """
 
-    def __init__(self, answers: np.ndarray, *, digest: str):
+    def __init__(self, answers: np.ndarray, *, digest: str, classes: Sequence[str] = ()):
         self.answers = answers
+        self.classes = tuple(classes)
         self.num_views, self.num_ids, self.num_features_out = answers.shape
         self.digest = digest
 
@@ -179,7 +242,7 @@ def cache_answers(
         table.flush()
         del table
         os.replace(temporary, path)
-    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest)
+    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest, classes=teacher.classes)
 
 
 def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -222,15 +285,45 @@ def load_teacher(
     folder = Path(spec)
     kept = {"embedding": "projector", "auto": "projector", "logits": "classifier"}.get(output)
     head = load_head(folder, kept) if folder.is_dir() and kept else None
+    logits = head is not None and output == "logits"
     if head is None and output in _WITHOUT_HEAD:
         raise CheckpointError(f"teacher_output={output}: {spec} has kept no {kept}; {_WITHOUT_HEAD[output]}.")
     if provenance.get("collapsed"):
         logger.warning("The teacher %s ended collapsed: it says nearly the same of all images.", spec)
     state = provenance.get("sha256") or str(spec)
-    answered = "features" if head is None else "logits" if output == "logits" else "embedding"
-    digest = hashlib.sha256(f"{state} {answered}".encode()).hexdigest()
-    name = str(folder.absolute() if folder.is_dir() else spec)
-    return FrozenTeacher(backbone, image, head, digest=digest, name=name)
+    answered = "features" if head is None else "embedding"
+    if logits:  # a run with a classifier may be taught again: other heads on the same backbone
+        answered = "logits " + " ".join(head_digest(folder, name) for name in ("classifier", "projector"))
+    return FrozenTeacher(
+        backbone,
+        image,
+        head,
+        projector=load_head(folder, "projector") if logits else None,
+        classes=classes_of(folder) if logits else (),
+        digest=hashlib.sha256(f"{state} {answered}".encode()).hexdigest(),
+        name=str(folder.absolute() if folder.is_dir() else spec),
+    )
+
+
+def check_classes(where: str, teacher: Teacher, images: Images) -> None:
+    """The classes whose logits a teacher gives must be those of the images, in number, name and order.
+
+    Raises:
+        RecipeError: they are not.
+    """
+    taught: tuple[str, ...] = getattr(teacher, "classes", ())
+    if teacher.num_features_out != images.num_classes:
+        raise RecipeError(
+            f"{where}: the teacher tells {teacher.num_features_out} classes apart, and {images.name} has "
+            f"{images.num_classes}. Train the teacher on the same classes (--method supervised)."
+        )
+    if taught and images.classes and taught != tuple(images.classes):
+        first = next(n for n, (a, b) in enumerate(zip(taught, images.classes)) if a != b)
+        raise RecipeError(
+            f"{where}: the teacher's classes are not those of {images.name}: number {first} is {taught[first]!r} "
+            f"there and {images.classes[first]!r} here. Names and order must be the same; train the teacher on the "
+            "same labels (--method supervised)."
+        )
 
 
 _WITHOUT_HEAD = {

@@ -377,7 +377,7 @@ def clusters_of(folder: Path) -> dict[str, Any] | None:
     layer = "the features" if settings["layer"] == "features" else f"layer {settings['layer']}"
     words = (
         f"{found['num_clusters']:,} clusters by {layer} of {made['teacher']['name']}. Of {numbers['asked_for']:,} "
-        f"asked for {numbers['empty']} were empty, {numbers['dissolved']} were too small and were dissolved "
+        f"asked for, empty: {numbers['empty']}; too small and dissolved: {numbers['dissolved']} "
         f"({numbers['images_of_dissolved']:,} images). Sizes here: {found['smallest']:,} to {found['largest']:,}, "
         f"median {found['median']:g}; as uneven as {found['effective']:g} clusters of one size."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,20 @@ class OneView:
 
     def pictures(self) -> dict[str, Tensor]:
         return {"view": self.images}
+
+
+@dataclass
+class MixedView:
+    """images: (B, C, H, W), normalised, not yet mixed. share: (B,) in [0, 1), of each image itself; the rest is of the
+    next image of the batch, which on several processes may be on another."""
+
+    images: Tensor
+    share: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"view": self.images, "mixed": mix(self.images, self.images.roll(-1, 0), self.share)}
 
 
 @dataclass
@@ -128,6 +143,21 @@ class Neighbours:
 
 
 @dataclass
+class Exemplars:
+    """seeds: (B, C, h, w), the part of each image that its class is made of. transformed: list of (B, C, h, w), the
+    class' samples.
+    """
+
+    seeds: Tensor
+    transformed: list[Tensor]
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"seed": self.seeds} | {f"sample {i + 1}": v for i, v in enumerate(self.transformed)}
+
+
+@dataclass
 class PatchGrid:
     """patches: (B, G, G, C, h, w), normalised: row and column of the grid, then the patch at that place."""
 
@@ -200,6 +230,11 @@ class ContextAndTargets:
         named = {"view": self.images, "context": hide(self.images, ~self.context)}
         blocks = enumerate(self.targets.unbind(1))
         return named | {f"target {i + 1}": hide(self.images, ~block) for i, block in blocks}
+
+
+def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
+    """share * images + (1 - share) * others. images, others: (B, C, H, W). share: (B,)."""
+    return torch.lerp(others, images, share.view(-1, 1, 1, 1).to(images))
 
 
 def hide(images: Tensor, mask: Tensor) -> Tensor:

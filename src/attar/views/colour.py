@@ -142,6 +142,40 @@ def colour_jitter_(images: Tensor, factors: Tensor, order: Tensor, *, with_hue: 
     return images
 
 
+def contrast_of_components(images: Tensor, factors: Tensor) -> Tensor:
+    """Stretch each image's colours along the principal components of its own pixels, about their mean.
+
+    Args:
+        images: (B, C, H, W). factors: (B, C), of the components, that of largest variance first; 1 changes nothing.
+    """
+    pixels = images.flatten(2)
+    mean = pixels.mean(dim=2, keepdim=True)
+    centred = pixels - mean
+    _, directions = torch.linalg.eigh(centred @ centred.mT)  # variances rise; directions are columns
+    stretch = (directions * factors.flip(1)[:, None]) @ directions.mT
+    return (stretch @ centred + mean).view_as(images)
+
+
+def contrast_of_hsv(images: Tensor, power: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Saturation and value of HSV become factor * s^power + offset, clamped to [0, 1]; the hue stays.
+
+    A channel is v (1 - s k), v the largest channel, s = (v - smallest) / v, and k in [0, 1], which the hue alone
+    decides. Grey has no hue and stays grey. Images of one channel have a value only.
+
+    Args:
+        images: in [0, 1], (B, C, H, W). power, factor, offset: (B, 2), of saturation and of value.
+    """
+    value = images.amax(dim=1, keepdim=True)
+    chroma = value - images.amin(dim=1, keepdim=True)
+    hue = (value - images) / chroma.clamp(min=1e-12)  # k
+    saturation = chroma / value.clamp(min=1e-12)
+    changed = []
+    for i, component in enumerate((saturation, value)):
+        p, f, o = (given[:, i].view(-1, 1, 1, 1) for given in (power, factor, offset))
+        changed.append((component**p * f + o).clamp_(0, 1))
+    return changed[1] * (1 - changed[0] * hue)
+
+
 def rgb_to_lab(images: Tensor) -> Tensor:
     """CIE L*a*b* of sRGB images in [0, 1], white point D65: L in [0, 100], a in [-86.2, 98.2], b in [-107.9, 94.5].
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from attar.data.images import CanvasBatch
 from attar.errors import RecipeError
 from attar.views.augmentation import Augmentation
-from attar.views.batches import ImageAndPatches, MultiCrop, OneView, PatchGrid, Rotated, TwoViews
+from attar.views.batches import ImageAndPatches, MixedView, MultiCrop, OneView, PatchGrid, Rotated, TwoViews
 from attar.views.boxes import random_resized_boxes
 from attar.views.draws import Draws
 from attar.views.puzzles import cut
@@ -28,6 +28,16 @@ class MakeOneView:
 
     def __call__(self, batch: CanvasBatch, draws: Draws) -> OneView:
         return OneView(self.view(batch, draws), batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeMixedView:
+    """One view of each image and how much of it remains when it is mixed: uniform in [0, 1)."""
+
+    view: View
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> MixedView:
+        return MixedView(self.view(batch, draws), draws.uniform(), batch.index, batch.labels)
 
 
 @dataclass(frozen=True)

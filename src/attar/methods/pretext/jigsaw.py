@@ -22,8 +22,9 @@ State: the table of permutations, so that a label keeps its meaning; it never mo
 Differs: the published permutations of Jigsaw differ in 2 places at least and those of Jigsaw++ in 3, what is needed;
 ours in 5. The paper's AlexNet has no batch norm; here the head has it, as in the ResNets of Goyal et al. 2019
 (arXiv:1905.01235). Any backbone takes the place of AlexNet, with its own stride. Grey shares, 512 and 4096 units and
-the channel shift of 2 px are from memory. "small" and "small_plus_plus" are ours: 3 x 3 tiles of 12 px from 48 px,
-grown from images of 32, fewer permutations, and crops and mirroring, which the paper has not.
+the channel shift of 2 px are from memory. "small" is ours: 2 x 2 tiles of 12 px from images of 32 in all 24 orders,
+with crops and mirroring, which the paper has not; "small_plus_plus" has 3 x 3 from images grown to 48 px, since four
+tiles cannot spare two.
 
 Cost: nine tiles of 64 px have 0.73 times the pixels of one view of 224 px.
 
@@ -43,11 +44,11 @@ from attar.data.images import ImageSpec
 from attar.errors import RecipeError
 from attar.losses import gather_rows
 from attar.losses.gather import first_own_row
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
-from attar.views.batches import Tiles
+from attar.views.batches import Tiles, side_by_side
 from attar.views.permutations import hamming_distances, spread_permutations
 from attar.views.puzzles import MakeTiles
 
@@ -86,8 +87,7 @@ _SMALL = dict(
     optimiser="sgd",
     base_lr=0.1,  # 0.05 at a batch of 128
     weight_decay=5e-4,
-    num_permutations=100,
-    tile_scale=3 / 8,
+    tile_scale=3 / 8,  # 12 px of 32
     crop_scale=(0.5, 1.0),
     flip=0.5,
     channel_shift=0,  # pictures as small as these have no fringes
@@ -99,8 +99,8 @@ _SMALL = dict(
 RECIPES = {
     "photo": JigsawRecipe(**_PAPER),
     "jigsaw_plus_plus": JigsawRecipe(**_PAPER, num_permutations=701, grey=0.7, max_foreign=2),  # 2018, section 3
-    "small": JigsawRecipe(**_SMALL),
-    "small_plus_plus": JigsawRecipe(**_SMALL, grey=0.7, max_foreign=2),
+    "small": JigsawRecipe(**_SMALL, grid=2, num_permutations=24),  # all there are
+    "small_plus_plus": JigsawRecipe(**_SMALL, num_permutations=100, grey=0.7, max_foreign=2),
 }
 
 
@@ -164,6 +164,16 @@ class Jigsaw(Method):
         metrics = {"cross_entropy": loss.detach(), "puzzle_accuracy": accuracy}
         return StepOutput(loss, metrics, features.mean(dim=1).detach())
 
+    def answers(self, batch: Tiles) -> Answers:
+        """The puzzle, the tiles put back as the network says, with its confidence, and the image as it was."""
+        puzzle = self.shown(with_foreign(batch, over_processes=False), batch.pretext_targets)
+        sure, numbers = self._read(puzzle)[1].softmax(dim=1).max(dim=1)
+        home = (self.permutations[numbers] == self.permutations[batch.pretext_targets]).sum(dim=1).tolist()
+        said = [f"{n} of {puzzle.shape[1]} ({p:.0%})" for n, p in zip(home, sure.tolist())]
+        pictures = {"puzzle": puzzle, "solved": self.solved(puzzle, numbers), "image": batch.tiles}
+        shown = {name: side_by_side(tiles) for name, tiles in pictures.items()}
+        return Answers(shown, {"solved": said}, batch.index)
+
     def shown(self, tiles: Tensor, numbers: Tensor) -> Tensor:
         """Tiles (B, T, C, h, w) in the order of the permutations of these numbers (B,)."""
         return _take(tiles, self.permutations[numbers])
@@ -179,18 +189,19 @@ class Jigsaw(Method):
         return features.unflatten(0, shown.shape[:2]), self.head(z.view(len(shown), -1)).float()
 
 
-def with_foreign(batch: Tiles) -> Tensor:
-    """The tiles, some replaced by those that the next image offers, of the batch over all processes.
+def with_foreign(batch: Tiles, *, over_processes: bool = True) -> Tensor:
+    """The tiles, some replaced by those that the next image offers, of the batch over all processes or of this one.
 
     An image that is its own neighbour (a batch of one, an image drawn twice in a row) keeps its tiles.
     """
-    B, F_ = batch.offered.shape
-    if F_ == 0:
+    B, num_places = batch.offered.shape
+    if num_places == 0:
         return batch.tiles
-    offers, ids = gather_rows(_take(batch.tiles, batch.offered)), gather_rows(batch.index)
-    first = first_own_row(B)
-    partner = (torch.arange(first, first + B, device=ids.device) + 1) % len(ids)
-    taken = torch.arange(F_, device=ids.device) < batch.num_foreign[:, None]  # (B, F)
+    offers, ids, first = _take(batch.tiles, batch.offered), batch.index, 0
+    if over_processes:
+        offers, ids, first = gather_rows(offers), gather_rows(ids), first_own_row(B)
+    partner = torch.arange(first + 1, first + 1 + B, device=ids.device) % len(ids)
+    taken = torch.arange(num_places, device=ids.device) < batch.num_foreign[:, None]  # (B, F)
     taken = taken & (ids[partner] != batch.index)[:, None]
     rows = torch.arange(B, device=ids.device)[:, None]
     own = batch.tiles[rows, batch.replaced]

@@ -37,11 +37,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
-from attar.views.batches import Neighbours
+from attar.views.batches import Neighbours, side_by_side
 from attar.views.puzzles import Colours, MakeNeighbours
 
 MIDDLE = 4
@@ -137,16 +137,32 @@ class RelativePosition(Method):
 
     def step(self, batch: Neighbours, progress: Progress) -> StepOutput:
         features = self.backbone(batch.patches.flatten(0, 1))  # (9B, D)
-        z = self.patch_head(features).unflatten(0, (-1, 9))  # (B, 9, E)
-        logits = self.pair_logits(z)  # (B, 16, 8)
+        logits = self._of_pairs(self.patch_head(features).unflatten(0, (-1, 9)))  # (B, 16, 8)
         targets = pretext_targets(logits.device).expand(len(logits), -1)  # (B, 16)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         accuracy = (logits.argmax(dim=2) == targets).float().mean()
         metrics = {"cross_entropy": loss.detach(), "position_accuracy": accuracy}
         return StepOutput(loss, metrics, features.unflatten(0, (-1, 9)).mean(dim=1).detach())
 
-    def pair_logits(self, z: Tensor) -> Tensor:
-        """(B, 16, 8): of (middle, neighbour) for the eight in reading order, then of (neighbour, middle)."""
+    def answers(self, batch: Neighbours) -> Answers:
+        """The neighbours out of order, put where the network finds them most likely (one place each), and as they were;
+        with how many came home and the mean confidence of their places."""
+        z = self.patch_head(self.backbone(batch.patches.flatten(0, 1))).unflatten(0, (-1, 9))
+        logs = self._of_pairs(z).log_softmax(dim=2)
+        logs = (logs[:, :8] + logs[:, 8:].flip(2)) / 2  # both orders: (B, neighbour, place)
+        puzzle, solved = batch.patches.clone(), batch.patches.clone()
+        puzzle[:, list(AROUND)] = batch.patches[:, list(AROUND[3:] + AROUND[:3])]
+        said = []
+        for image, scores in enumerate(logs.cpu()):
+            places = _one_place_each(scores)
+            solved[image, [AROUND[place] for place in places]] = batch.patches[image, list(AROUND)]
+            home = sum(place == neighbour for neighbour, place in enumerate(places))
+            said.append(f"{home} of 8 ({scores[range(8), places].exp().mean():.0%})")
+        pictures = {"puzzle": puzzle, "solved": solved, "patches": batch.patches}
+        return Answers({name: side_by_side(p) for name, p in pictures.items()}, {"solved": said}, batch.index)
+
+    def _of_pairs(self, z: Tensor) -> Tensor:
+        """Logits (B, 16, 8): of (middle, neighbour) for the eight in reading order, then of (neighbour, middle)."""
         around = z[:, list(AROUND)]  # (B, 8, E)
         middle = z[:, MIDDLE, None].expand_as(around)
         pairs = torch.cat([torch.cat([middle, around], dim=2), torch.cat([around, middle], dim=2)], dim=1)
@@ -157,6 +173,13 @@ def pretext_targets(device: torch.device) -> Tensor:
     """Labels of the 16 pairs of an image, (16,)."""
     place = torch.arange(8, device=device)
     return torch.cat([place, 7 - place])
+
+
+def _one_place_each(scores: Tensor) -> list[int]:
+    """The assignment of neighbours (rows) to places (columns) with the largest sum."""
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(scores.numpy(), maximize=True)[1].tolist()
 
 
 METHOD = RelativePosition
