@@ -14,6 +14,7 @@ import numpy as np
 
 from attar.errors import RunError
 from attar.reporting.plots import Dot, Line, dot_plot, line_plot, smoothed
+from attar.reporting.tradeoff import trade_off
 from attar.train.log import read_json_lines
 from attar.train.run import RunFolder, write_atomically
 
@@ -108,6 +109,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         low_labels=low_label_plot(main),
         layers=layers_plot(main),
         exits=exits_plot(main),
+        trade_off=trade_off_of(contents),
         curves=curve_plots(contents),
         health=health_of(main),
         views=image_uri(main.path / "views.png"),
@@ -183,6 +185,15 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
             (_duration(run.fit["seconds"]), "of training", f"{run.fit['images_per_second']:.0f} images a second")
         )
     return found
+
+
+def trade_off_of(runs: Sequence[RunContent]) -> dict[str, Any] | None:
+    details = runs[0].details
+    if len(runs) < 2 or not details:
+        return None
+    metric, protocol = details["metric"], details["protocol"]
+    what = " ".join([PROTOCOLS.get(protocol, protocol), details["variant"]]).strip()
+    return trade_off(runs, value_name=f"{METRICS.get(metric, metric)}, {what}")
 
 
 def control_plots(run: RunContent) -> list[tuple[str, str]]:
