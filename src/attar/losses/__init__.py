@@ -1,7 +1,7 @@
 """Losses: pure functions of tensors. Default reduction: sum over targets, mean over samples."""
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
-from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
+from attar.losses.contrastive import bilinear_nce, cosine_margin, info_nce, instance_softmax, inva_spread, nt_xent
 from attar.losses.distillation import (
     anchor_similarities,
     error_rank_gate,
@@ -24,6 +24,7 @@ __all__ = [
     "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
+    "cosine_margin",
     "dino",
     "error_rank_gate",
     "first_own_row",
