@@ -55,6 +55,38 @@ def test_a_stage_that_failed_is_the_first_of_the_next_try(tmp_path, monkeypatch)
     assert result.ran == ["evaluate"] and result.skipped == ["teacher", "student"]
 
 
+def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    student = {**TRAINING, "method": "cluster_transfer", "teacher": "clusters", "backbone": "resnet8x0.5"}
+    recipe = {
+        "out": str(tmp_path / "out"),
+        "stages": [
+            {"name": "pretext", "pretrain": {**TRAINING, "method": "rotation", "backbone": "resnet14x0.5"}},
+            {
+                "name": "clusters",
+                "cluster": {"run": "pretext", "source": "digits", "num_clusters": 20, "layer": "stage3"},
+            },
+            {"name": "student", "distill": student},
+            {"evaluate": {**STAGES[2]["evaluate"], "controls": ["random_init"]}},
+            {"report": {"runs": ["student", "pretext"], "out": "report.html"}},
+        ],
+    }
+    file = write(tmp_path / "recipe.yaml", recipe)
+    assert run(file).ran == ["pretext", "clusters", "student", "evaluate", "report"]
+    assert run(file).ran == []
+    out = tmp_path / "out"
+    settings = yaml.safe_load((out / "student" / "recipe.yaml").read_text())["settings"]
+    assert (settings["num_clusters"], settings["layer"]) == (20, "stage3"), "the recipe says what was done"
+    assert (out / "student" / "clusters" / "clusters.json").is_file()
+    assert "What is in the clusters" in (out / "report.html").read_text()
+    recipe["stages"][1]["cluster"]["num_clusters"] = 10
+    assert run(write(file, recipe)).ran == ["clusters", "student", "evaluate", "report"]
+    assert (out / "clusters.replaced-1" / "clusters.json").is_file()
+    recipe["stages"][2]["distill"] = {**student, "settings": {"num_clusters": 30}}
+    with pytest.raises(RecipeError, match="num_clusters would be ignored"):
+        run(write(file, recipe))
+
+
 @pytest.mark.parametrize(
     ("stage", "text"),
     [

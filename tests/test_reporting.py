@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_the_numbers_are_those_of_the_run(finished, tmp_path):
     recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert recipe["data"]["digest"][:12] in page.text
     assert sum(page.tags.count(tag) for tag in ("polyline",)) >= 5
+
+
+def test_layers_are_a_curve_over_depth_beside_level_lines(finished, tmp_path):
+    run = tmp_path / "layers"
+    shutil.copytree(finished, run)
+    stages.evaluate(run, "digits", protocols=("layers:50", "mlp:8,learning_rates=1e-2,epochs=1"), progress=False)
+    before = len(re.findall("<polyline", write_report([finished], tmp_path / "a.html").read_text()))
+    page = Page(text := write_report([run], tmp_path / "b.html").read_text())
+    assert len(re.findall("<polyline", text)) == before + 4  # model, untrained twin, pixels, HOG
+    for words in ("linear probe of each layer, top-1 accuracy", "stem", "stage1", "stage3", "non-linear probe"):
+        assert words in page.text
+    assert "linear probe of layer" not in page.text, "layers are drawn as a curve, not as one more dot plot"
 
 
 def test_what_a_person_named_is_text_not_markup(finished, tmp_path):

@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOME = {
     "pretrain": "attar.stages",
     "distill": "attar.stages",
+    "cluster": "attar.stages",
     "evaluate": "attar.stages",
     "embed": "attar.stages",
     "load": "attar.stages",

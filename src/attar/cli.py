@@ -52,6 +52,7 @@ Stem = Annotated[
     str, typer.Option("--stem", help="standard, or small: for small images in networks made for 224 pixels.")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's published weights.")]
+Init = Annotated[Path | None, typer.Option("--init", help="Start from the backbone of this run; all of it must fit.")]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", help="Peak learning rate; default: the recipe's, scaled by the batch.")
 ]
@@ -68,6 +69,9 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile the backbone w
 CheckpointActivations = Annotated[
     bool,
     typer.Option("--checkpoint-activations", help="Less memory, a third more time: recompute in the backward pass."),
+]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Under torchrun: spread weights and moments over the processes (FSDP2).")
 ]
 CheckpointSteps = Annotated[
     int | None, typer.Option("--checkpoint-steps", help="Save every so many steps; default: every 5 minutes.")
@@ -91,6 +95,7 @@ def pretrain(
     channels: Channels = "auto",
     stem: Stem = "standard",
     pretrained: Pretrained = False,
+    init: Init = None,
     lr: LearningRate = None,
     labels: Labels = None,
     cache: Cache = None,
@@ -101,6 +106,7 @@ def pretrain(
     accumulate: Accumulate = 1,
     compile: Compile = False,
     checkpoint_activations: CheckpointActivations = False,
+    shard: Shard = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -122,6 +128,7 @@ def pretrain(
         channels=_channels(channels),
         stem=stem,
         pretrained=pretrained,
+        init=init,
         lr=lr,
         labels=labels,
         cache=cache,
@@ -132,6 +139,7 @@ def pretrain(
         accumulate=accumulate,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
+        shard=shard,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )
@@ -141,9 +149,7 @@ def pretrain(
 @app.command()
 def distill(
     source: Source,
-    teacher: Annotated[
-        str, typer.Option("--teacher", help="A run folder, a timm name, or hog (for cluster_transfer).")
-    ],
+    teacher: Annotated[str, typer.Option("--teacher", help="A run folder, a timm name, or hog; several: A,B.")],
     out: Out,
     method: Annotated[str, typer.Option("--method", help="See attar methods.")] = "seed",
     backbone: Backbone = "resnet18",
@@ -156,6 +162,7 @@ def distill(
     channels: Channels = "auto",
     stem: Stem = "standard",
     pretrained: Pretrained = False,
+    init: Init = None,
     lr: LearningRate = None,
     labels: Labels = None,
     cache: Cache = None,
@@ -166,6 +173,7 @@ def distill(
     accumulate: Accumulate = 1,
     compile: Compile = False,
     checkpoint_activations: CheckpointActivations = False,
+    shard: Shard = False,
     checkpoint_steps: CheckpointSteps = None,
     resume: Resume = False,
     json_output: Json = False,
@@ -188,6 +196,7 @@ def distill(
         channels=_channels(channels),
         stem=stem,
         pretrained=pretrained,
+        init=init,
         lr=lr,
         labels=labels,
         cache=cache,
@@ -198,10 +207,72 @@ def distill(
         accumulate=accumulate,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
+        shard=shard,
         checkpoint_steps=checkpoint_steps,
         resume=resume,
     )
     _end_of_training(run, json_output)
+
+
+@app.command()
+def cluster(
+    run: Annotated[
+        str, typer.Argument(help="A run folder, a timm name, hog or pixels; or clusters that are made, to name others.")
+    ],
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write: centroids, labels.parquet, pictures.")],
+    num_clusters: Annotated[int | None, typer.Option("--num-clusters", help="Default: one for 50 images.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="features, or a map of the network by name.")] = None,
+    grid: Annotated[int | None, typer.Option("--grid", help="Average the map over so many cells a side.")] = None,
+    pca_dim: Annotated[
+        int | None, typer.Option("--pca-dim", help="Principal components to keep; default: all.")
+    ] = None,
+    normalise: Annotated[bool | None, typer.Option("--normalise/--as-it-is", help="To unit length first.")] = None,
+    kmeans_iterations: Annotated[int | None, typer.Option("--kmeans-iterations")] = None,
+    images_per_cluster: Annotated[
+        int | None, typer.Option("--images-per-cluster", help="k-means sees at most so many times the clusters.")
+    ] = None,
+    min_cluster_size: Annotated[
+        int | None, typer.Option("--min-cluster-size", help="Smaller clusters are dissolved.")
+    ] = None,
+    image_size: ImageSize = None,
+    labels: Labels = None,
+    cache: Cache = None,
+    workers: Workers = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json_output: Json = False,
+) -> None:
+    """Cluster images by the features of a network; or name the clusters of other images by clusters that are made."""
+    from attar import stages
+
+    numbers = stages.cluster(
+        run,
+        source,
+        out=out,
+        num_clusters=num_clusters,
+        layer=layer,
+        grid=grid,
+        pca_dim=pca_dim,
+        normalise=normalise,
+        kmeans_iterations=kmeans_iterations,
+        images_per_cluster=images_per_cluster,
+        min_cluster_size=min_cluster_size,
+        image_size=image_size,
+        labels=labels,
+        cache=cache,
+        workers=workers,
+        seed=seed,
+        device=device,
+    )
+    if json_output:
+        _print_json({"out": str(out), **numbers})
+    else:
+        print(
+            f"{numbers['num_clusters']} clusters of {numbers['asked_for']} asked for ({numbers['empty']} empty, "
+            f"{numbers['dissolved']} dissolved); sizes {numbers['smallest']} to {numbers['largest']}, median "
+            f"{numbers['median']:g}: {out}"
+        )
 
 
 @app.command()
@@ -211,7 +282,7 @@ def evaluate(
     test: Annotated[str | None, typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED.")] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option("--protocol", help="knn, linear, finetune, low_label, few_shot; may be repeated."),
+        typer.Option("--protocol", help="knn, linear, mlp, finetune, low_label, few_shot, layers; may be repeated."),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Also measure this teacher; default: the run's own.")
@@ -323,7 +394,7 @@ def doctor(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    format: Annotated[str, typer.Option("--format", help="onnx, safetensors, timm or int8.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx, safetensors, timm, int8 or packed.")] = "onnx",
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: inside the run folder.")] = None,
     calibration: Annotated[str | None, typer.Option("--calibration", help="Images to calibrate int8 with.")] = None,
     json_output: Json = False,

@@ -2,6 +2,7 @@
 
     safetensors   the weights, with a loading snippet       timm    the same under timm's names
     onnx          normalisation inside; parity and latency  int8    ONNX, statically quantised
+    packed        binary networks: a bit for each binary weight; `attar.load` reads it, features are the same
 
 The ONNX graph takes `images`, float pixels in [0, 1], (B, C, H, W) with any B, and gives `features` (B, D).
 With `normalise=False` it takes what the backbone takes: pixels less their mean, divided by their deviation.
@@ -34,7 +35,13 @@ from attar.models.encoder import Encoder
 if TYPE_CHECKING:
     import onnxruntime
 
-FORMATS = {"onnx": ".onnx", "safetensors": ".safetensors", "timm": ".timm.safetensors", "int8": ".int8.onnx"}
+FORMATS = {
+    "onnx": ".onnx",
+    "safetensors": ".safetensors",
+    "timm": ".timm.safetensors",
+    "int8": ".int8.onnx",
+    "packed": ".packed.safetensors",
+}
 OPSET = 18
 PARITY_BATCHES = (1, 7)
 LATENCY_BATCHES = (1, 32)
@@ -69,12 +76,24 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class BinaryWeights:
+    """Bytes of the binary layers' weights: as float32, and as bits with one scale a channel."""
+
+    full_bytes: int
+    packed_bytes: int
+
+    def text(self) -> str:
+        share = self.full_bytes / self.packed_bytes
+        return f"binary layers: {self.packed_bytes} bytes instead of {self.full_bytes} in fp32, 1/{share:.1f}"
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """What was written and what it is worth.
 
     parity: batch size -> largest difference to PyTorch, as a share of the largest feature. latency_ms: runtime ->
     batch size -> median milliseconds of a batch on one thread of `hardware`. agreement: int8 only, its features
-    against those in fp32 on num_images the calibration did not see (see `Agreement`).
+    against those in fp32 on num_images the calibration did not see (see `Agreement`). binary: packed only.
     """
 
     path: Path
@@ -86,6 +105,7 @@ class ExportResult:
     latency_ms: dict[str, dict[int, float]] = field(default_factory=dict)
     hardware: str = ""
     agreement: Agreement | None = None
+    binary: BinaryWeights | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
@@ -95,6 +115,8 @@ class ExportResult:
         if self.parity:
             worst = ", ".join(f"batch {b}: {value:.1e}" for b, value in self.parity.items())
             lines.append(f"parity with PyTorch (largest difference, share of the largest feature): {worst}")
+        if self.binary is not None:
+            lines.append(self.binary.text())
         if self.agreement is not None:
             lines.append(self.agreement.text())
         for runtime, by_batch in self.latency_ms.items():
@@ -111,13 +133,15 @@ def export_backbone(
     out: Path,
     calibration: Images | None = None,
     normalise: bool = True,
+    provenance: dict[str, Any] | None = None,
 ) -> ExportResult:
     """Write a backbone to `out` (beside it first, then renamed) and check what was written.
 
     Args:
-        format: onnx, safetensors, timm or int8. calibration: images for int8, a few hundred.
+        format: onnx, safetensors, timm, int8 or packed. calibration: images for int8, a few hundred.
         normalise: subtract mean and divide by deviation inside the ONNX graph; False where the caller's pipeline
             does it already.
+        provenance: where the backbone comes from; a packed file carries it.
 
     Raises:
         RecipeError: an unknown format, int8 without enough images, or an option that would be ignored.
@@ -132,7 +156,7 @@ def export_backbone(
             if format == "int8"
             else f"--calibration would be ignored: it belongs to int8, not to {format}."
         )
-    if not normalise and format in ("safetensors", "timm"):
+    if not normalise and format in ("safetensors", "timm", "packed"):
         raise RecipeError(
             f"normalise=False would be ignored: {format} holds weights only. It belongs to onnx and int8."
         )
@@ -144,6 +168,8 @@ def export_backbone(
     encoder = Encoder(backbone, inside).cpu().float().eval()
     if format in ("safetensors", "timm"):
         return _export_weights(encoder, format, out)
+    if format == "packed":
+        return _export_packed(encoder, image, out, provenance or {})
     _require_onnx()
     weights = 4 * sum(tensor.numel() for tensor in encoder.state_dict().values())
     if weights > ONE_FILE:
@@ -168,11 +194,27 @@ def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
     return ExportResult(out, format, out.stat().st_size, _num_parameters(encoder), snippet)
 
 
+def _export_packed(encoder: Encoder, image: ImageSpec, out: Path, provenance: dict[str, Any]) -> ExportResult:
+    from attar.models.packed import load_packed, save_packed
+
+    with _renamed_when_done(out) as temporary:
+        sizes = save_packed(temporary, encoder.backbone, image, provenance=provenance)
+        again = Encoder(load_packed(temporary)[0], encoder.image).eval()
+        run = lambda x: again(torch.from_numpy(x)).numpy()  # noqa: E731
+        parity = {batch: _difference(encoder, run, batch) for batch in PARITY_BATCHES}
+        if max(parity.values()) != 0:
+            raise ExportError(f"{out}: the packed network differs from the original; nothing was written.")
+    snippet = attar_snippet(out, image, encoder.num_features)
+    size = out.stat().st_size
+    return ExportResult(out, "packed", size, _num_parameters(encoder), snippet, parity, binary=BinaryWeights(*sizes))
+
+
 def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path) -> ExportResult:
     with _renamed_when_done(out) as temporary:
         _write_onnx(encoder, image, temporary)
         session = _session(temporary)
-        parity = {batch: _difference(encoder, session, batch) for batch in PARITY_BATCHES}
+        run = lambda x: session.run(None, {"images": x})[0]  # noqa: E731
+        parity = {batch: _difference(encoder, run, batch) for batch in PARITY_BATCHES}
         if not max(parity.values()) <= TOLERANCE:  # also where a value is not a number
             raise ExportError(
                 f"{out}: the ONNX network differs from PyTorch by {max(parity.values()):.2e} of the largest feature "
@@ -180,7 +222,7 @@ def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path) -> ExportResult:
                 f"{encoder.backbone.spec.name}."
             )
         latency = {"PyTorch": _latency(lambda x: encoder(torch.from_numpy(x)), image)}
-        latency["ONNX Runtime"] = _latency(lambda x: session.run(None, {"images": x}), image)
+        latency["ONNX Runtime"] = _latency(run, image)
     return ExportResult(
         out,
         "onnx",
@@ -301,14 +343,14 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 @torch.no_grad()
-def _difference(encoder: Encoder, session: onnxruntime.InferenceSession, batch: int) -> float:
+def _difference(encoder: Encoder, run: Callable[[np.ndarray], np.ndarray], batch: int) -> float:
     """Largest absolute difference on random pixels, as a share of the largest feature."""
     size, channels = encoder.image.size, encoder.image.channels
     images = torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(batch))
     wanted = encoder(images).numpy()
-    found = session.run(None, {"images": images.numpy()})[0]
+    found = run(images.numpy())
     if found.shape != wanted.shape:
-        raise ExportError(f"the ONNX network gives {found.shape} for a batch of {batch}, PyTorch {wanted.shape}.")
+        raise ExportError(f"the exported network gives {found.shape} for a batch of {batch}, PyTorch {wanted.shape}.")
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
 
 

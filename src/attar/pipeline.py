@@ -10,10 +10,10 @@
       - export: {run: student, format: onnx}
       - report: {runs: [teacher, student], out: report.html}
 
-Where `run`, `runs` or `teacher` names an earlier stage, that stage's folder (out/NAME) is meant. What is done is not
-done again: a stage is skipped when its arguments, the images and runs it reads, and the stages it depends on are what
-they were, and what it made is still there. A training that was stopped is resumed; one whose settings changed since is
-moved aside (out/NAME.replaced-1) and trained anew.
+Where `run`, `runs`, `teacher` or `init` names an earlier stage, that stage's folder (out/NAME) is meant. What is done
+is not done again: a stage is skipped when its arguments, the images and runs it reads, and the stages it depends on are
+what they were, and what it made is still there. A training that was stopped is resumed; one whose settings changed
+since is moved aside (out/NAME.replaced-1) and trained anew.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from attar.train.run import check_writable, write_atomically
 logger = logging.getLogger("attar")
 
 TRAININGS = ("pretrain", "distill")
-KINDS = (*TRAININGS, "evaluate", "embed", "export", "report")
+NAMED = (*TRAININGS, "cluster")  # stages that write a folder of their own, out/NAME
+KINDS = (*NAMED, "evaluate", "embed", "export", "report")
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,12 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
             bound = inspect.signature(_function(stage.kind)).bind(**stage.arguments, out=out / str(stage.name))
             bound.apply_defaults()
             given = {**bound.arguments, "resume": True}
-            if given.get("teacher") in earlier:
-                given["teacher"] = stage  # its folder is not there yet, so there is nothing to look at
+            taught_by = given.get("teacher")
+            several = taught_by if isinstance(taught_by, list) else [taught_by]
+            if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
+                given["teacher"] = [stage if one in earlier else one for one in several]
+            if given.get("init") in earlier:
+                given["init"] = None
             check(Request(**given))
         elif stage.kind == "evaluate":
             stages.check_evaluation(
@@ -162,14 +167,16 @@ def _typed(where: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _read_stage(where: str, entry: Any) -> Stage:
     kinds = [key for key in entry if key != "name"] if isinstance(entry, dict) else []
     if len(kinds) != 1:
-        raise RecipeError(f"{where}: write one of {', '.join(KINDS)} with its arguments, and for a training a name.")
+        raise RecipeError(
+            f"{where}: write one of {', '.join(KINDS)} with its arguments, and a name for {', '.join(NAMED)}."
+        )
     kind = kinds[0]
     if kind not in KINDS:
         raise RecipeError(f"{where}: " + unknown_name("stage", kind, KINDS))
-    if kind in TRAININGS and not entry.get("name"):
-        raise RecipeError(f"{where}: {kind} needs a name; its run is kept in the folder out/NAME.")
+    if kind in NAMED and not entry.get("name"):
+        raise RecipeError(f"{where}: {kind} needs a name; what it makes is kept in the folder out/NAME.")
     parameters = inspect.signature(_function(kind)).parameters
-    accepted = set(parameters) - ({"out", "resume"} if kind in TRAININGS else set())
+    accepted = set(parameters) - ({"out", "resume"} if kind in NAMED else set())
     arguments = _typed(where, entry[kind] or {})
     for argument in arguments:
         if argument not in accepted:
@@ -257,7 +264,7 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
 
 def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
     """The file whose presence shows that a stage has done its work."""
-    if stage.kind in TRAININGS:
+    if stage.kind in NAMED:
         return arguments["out"] / "backbone.json"
     if stage.kind in ("report", "embed"):
         return Path(arguments["out"])
@@ -268,7 +275,7 @@ def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
 
 _LABELLED = ("labelled", "test")  # sources whose labels count
 _SOURCES = ("source", *_LABELLED, "calibration")
-_REFERENCES = ("run", "runs", "teacher")
+_REFERENCES = ("run", "runs", "teacher", "init")
 
 
 def _references(stage: Stage) -> list[str]:
@@ -287,10 +294,10 @@ def _arguments(stage: Stage, out: Path, names: dict[str, str]) -> dict[str, Any]
         return str(out / value) if value in names else value
 
     arguments = {key: folder(value) if key in _REFERENCES else value for key, value in stage.arguments.items()}
-    if stage.kind in TRAININGS:
+    if stage.kind in NAMED:
         if stage.name is None:
             raise RunError(f"{stage.kind} without a name")  # read_pipeline has checked it
-        return {**arguments, "out": out / stage.name, "resume": True}
+        return {**arguments, "out": out / stage.name, **({"resume": True} if stage.kind in TRAININGS else {})}
     if stage.kind in ("report", "embed") or "out" in arguments:
         arguments["out"] = out / arguments.get("out", "report.html")
     if isinstance(arguments.get("protocols"), list):

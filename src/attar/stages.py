@@ -1,4 +1,5 @@
-"""The stages of the road from images to a small model, as functions: pretrain, distill, evaluate, embed, load, report.
+"""The stages of the road from images to a small model, as functions: pretrain, cluster, distill, evaluate, embed, load,
+report.
 
 Each mirrors the command of the same name, keyword for keyword. A stage reads from and writes into a run folder, so
 that stages are joined by files on disk and each can be resumed or repeated alone.
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import DataError, RunError
+from attar.errors import DataError, RecipeError, RunChanged, RunError
 from attar.train.run import RunFolder, check_writable
 from attar.training import Request, Run, describe, train
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from attar.data.images import Images, ImageSpec
     from attar.evaluation.evaluation import Evaluation
+    from attar.evaluation.subject import Classifier
     from attar.exporting import ExportResult
     from attar.models.encoder import Encoder
     from attar.models.teachers import Teacher
@@ -45,6 +47,7 @@ def pretrain(
     channels: int | str = "auto",
     stem: str = "standard",
     pretrained: bool = False,
+    init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
     cache: str | Path | None = None,
@@ -55,6 +58,7 @@ def pretrain(
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
+    shard: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -72,11 +76,14 @@ def pretrain(
         batch_size: images per optimiser step over all processes. lr: peak learning rate, instead of the recipe's
             base_lr scaled by the batch.
         image_size: pixels a side; default 224, or the size of the images where they are smaller.
+        init: a finished run whose backbone's weights are the first ones; its network may have another name if all
+            parameters fit (bnn_resnet20_real starts bnn_resnet20).
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
         labels: "folder" or a column name. Methods with labels (attar methods says which) are trained on them;
             for all others they are only for the online kNN.
         accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
-            pass instead of keeping them; for networks that do not fit otherwise.
+            pass instead of keeping them; for networks that do not fit otherwise. shard: spread weights, gradients and
+            moments over the processes of torchrun (FSDP2); for networks that still do not fit.
 
     Returns:
         The run; its weights lie in out/backbone.safetensors.
@@ -90,7 +97,7 @@ def pretrain(
 def distill(
     source: str | Path | np.ndarray | Images,
     *,
-    teacher: str | Path | Teacher,
+    teacher: str | Path | Teacher | Sequence[str | Path | Teacher],
     out: str | Path,
     method: str = "seed",
     backbone: str = "resnet18",
@@ -103,6 +110,7 @@ def distill(
     channels: int | str = "auto",
     stem: str = "standard",
     pretrained: bool = False,
+    init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
     cache: str | Path | None = None,
@@ -113,6 +121,7 @@ def distill(
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
+    shard: bool = False,
     checkpoint_steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -120,10 +129,115 @@ def distill(
     """Train a small student on what a frozen teacher says about unlabelled images.
 
     Args:
-        teacher: a run folder, a timm model whose weights are at hand, or "hog" (for cluster_transfer).
+        teacher: a run folder, a timm model whose weights are at hand, "hog", or a folder made by `cluster`. Several, in
+            a list or joined by commas, answer side by side, each with the same say.
         Everything else as in `pretrain`; image_size and channels default to the teacher's.
     """
     return train(Request(**locals()))
+
+
+def cluster(
+    run: str | Path,
+    source: str | Path | np.ndarray | Images,
+    *,
+    out: str | Path,
+    num_clusters: int | None = None,
+    layer: str | None = None,
+    grid: int | None = None,
+    pca_dim: int | None = None,
+    normalise: bool | None = None,
+    kmeans_iterations: int | None = None,
+    images_per_cluster: int | None = None,
+    min_cluster_size: int | None = None,
+    image_size: int | None = None,
+    channels: int | str = "auto",
+    labels: str | None = None,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Cluster images by the features of a network; or, with clusters that are made, name those of other images.
+
+    Args:
+        run: a run folder, a timm name, "hog" or "pixels"; or a folder made by this function, whose centroids are then
+            kept: the settings of clusters are refused.
+        out: the folder: clusters.npz and clusters.json, the network, pictures, and labels.parquet with a row an image
+            (index, path, cluster, distance to the centroid). It is a teacher for `cluster_transfer`; labels.parquet
+            is a source with labels="cluster".
+        num_clusters: default: one for 50 images. layer, grid, pca_dim, normalise, kmeans_iterations,
+            images_per_cluster, min_cluster_size: as in the recipe of cluster_transfer, whose defaults they have.
+        labels: as in `pretrain`; only to say what is in a cluster.
+
+    Returns:
+        num_clusters, their sizes and what was dissolved, in numbers.
+    """
+    from attar.data.cache import cache_folder
+    from attar.data.load import load_images
+    from attar.models.clusters import ClusterSettings, find_clusters, is_clusters, load_clusters
+    from attar.models.teachers import load_teacher
+    from attar.reporting.gallery import collect_cluster_gallery
+    from attar.train.distributed import choose_device
+
+    given = {name: value for name, value in locals().items() if name in _OF_CLUSTERS and value is not None}
+    out = Path(out)
+    if (out / "backbone.json").exists():
+        raise RunChanged(f"{out} already holds clusters, or a run; choose another --out. Nothing was changed.")
+    made = load_clusters(run) if is_clusters(run) else None
+    if made is not None and given:
+        raise RecipeError(f"{', '.join(given)}: it would be ignored, because the clusters of {run} are made already.")
+    teacher = made.teacher if made else load_teacher(run, output="features", image_size=image_size, channels=None)
+    images = load_images(
+        source,
+        image_size=teacher.image.size,
+        channels=teacher.image.channels,
+        labels=labels,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    where: dict[str, Any] = {
+        "folder": Path(cache).expanduser() if cache else cache_folder(),
+        "device": choose_device(device),
+        "show_progress": progress,
+    }
+    if made is None:
+        given.setdefault("num_clusters", max(len(images) // 50, 2))
+        made = find_clusters(teacher, images, ClusterSettings(**given, seed=seed), **where)
+    named = made.assign(images, **where)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_labels(out / "labels.parquet", source, images, named.cluster, named.distance)
+    collect_cluster_gallery(images, named.cluster, named.distance, out=out / "gallery.npz")
+    numbers = {**made.numbers, **named.numbers()}
+    (out / "labels.json").write_text(json.dumps(numbers, indent=1))
+    made.save(out)  # last: its presence means complete
+    return numbers
+
+
+_OF_CLUSTERS = (
+    "num_clusters",
+    "layer",
+    "grid",
+    "pca_dim",
+    "normalise",
+    "kmeans_iterations",
+    "images_per_cluster",
+    "min_cluster_size",
+)
+
+
+def _write_labels(out: Path, source: Any, images: Images, cluster: np.ndarray, distance: np.ndarray) -> None:
+    """A row an image; paths that lead somewhere are absolute, so that the table can be trained from."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    where = [str(w) for w in images.where] if len(images.where) else [""] * len(images)
+    if isinstance(source, (str, Path)) and Path(source).exists():
+        root = Path(source) if Path(source).is_dir() else Path(source).parent
+        where = [str(path) if (path := root.absolute() / w).is_file() else w for w in where]
+    columns = {"index": images.index, "path": where, "cluster": cluster, "distance": distance}
+    pyarrow.parquet.write_table(pa.table(columns), out)
 
 
 def evaluate(
@@ -148,7 +262,9 @@ def evaluate(
         run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed.
-        protocols: knn, linear, finetune, low_label, few_shot; settings after a colon, e.g. "low_label:0.01,0.1".
+        protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map), classifier
+            (the run's own, with its calibration and its agreement with the teacher), retrieval (recall@k); settings
+            after a colon, e.g. "low_label:0.01,0.1".
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
@@ -158,11 +274,18 @@ def evaluate(
     """
     from attar.evaluation.controls import CONTROLS
     from attar.evaluation.evaluation import evaluate as measure
+    from attar.evaluation.protocols import parse_protocol
     from attar.models.saved import load_backbone
 
     folder = RunFolder(Path(run))
     check_evaluation(protocols, device, precision)
     backbone, image, provenance = load_backbone(run)
+    classifier = _classifier_of(run)
+    if classifier is None and any(parse_protocol(p).name == "classifier" for p in protocols):
+        raise RecipeError(
+            f"classifier: {run} kept no classifier. This protocol measures runs that were trained with one (methods "
+            "with labels, see attar methods); for all others take linear or finetune."
+        )
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
     taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls else (None, {})
@@ -173,7 +296,9 @@ def evaluate(
         held_out,
         protocols=tuple(protocols),
         controls=CONTROLS if controls is True else tuple(controls or ()),
-        teacher=taught_by,
+        teacher=taught_by and taught_by[:2],
+        classifier=classifier,
+        teacher_classifier=taught_by and taught_by[2],
         seed=seed,
         device=device,
         precision=precision,
@@ -200,9 +325,20 @@ def check_evaluation(protocols: Sequence[str], device: str, precision: str) -> N
     choose_precision(precision, choose_device(device))
 
 
+def _classifier_of(run: str | Path) -> Classifier | None:
+    """The classifier a run kept, with the names of its classes; numbers where these had none."""
+    from attar.evaluation.subject import Classifier
+    from attar.models.saved import classes_of, load_head
+
+    head = load_head(Path(run), "classifier")
+    if head is None:
+        return None
+    return Classifier(head, classes_of(Path(run)) or tuple(map(str, range(head.num_features_out))))
+
+
 def _teacher_of(
     provenance: dict[str, Any], given: str | Path | None, image: ImageSpec
-) -> tuple[tuple[Any, ImageSpec] | None, dict[str, str]]:
+) -> tuple[tuple[Any, ImageSpec, Classifier | None] | None, dict[str, str]]:
     """The teacher to measure: the one given, or the one the run was distilled from; or why it is left out."""
     from attar.models.saved import load_backbone
 
@@ -210,9 +346,12 @@ def _teacher_of(
     name = given or own
     if name is None:
         return None, {}
+    if given is None and "," in name and not Path(name).exists():
+        return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
     if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
-    return load_backbone(name, image_size=image.size, channels=image.channels)[:2], {}
+    backbone, expected, _ = load_backbone(name, image_size=image.size, channels=image.channels)
+    return (backbone, expected, _classifier_of(name)), {}
 
 
 def _keep(folder: RunFolder, result: Evaluation) -> None:
@@ -322,7 +461,8 @@ def _write_table(out: Path, images: Images, values: np.ndarray) -> None:
 
 
 def load(run: str | Path) -> Encoder:
-    """The trained backbone of a run (or a timm name) as a module: float pixels in [0, 1] -> features, in eval mode."""
+    """The trained backbone of a run, a packed file or a timm name, as a module in eval mode: float pixels in [0, 1] ->
+    features."""
     from attar.models.encoder import Encoder
     from attar.models.saved import load_backbone
 
@@ -342,7 +482,8 @@ def export(
     """Write a run's backbone in a format to deploy, checked against the original.
 
     Args:
-        format: onnx, safetensors, timm, or int8 (ONNX, statically quantised).
+        format: onnx, safetensors, timm, int8 (ONNX, statically quantised), or packed (networks of binary weights:
+            one bit a weight, loaded by `attar.load`).
         out: file to write; default: inside the run folder.
         calibration: images for int8.
 
@@ -353,7 +494,7 @@ def export(
     from attar.exporting import FORMATS, export_backbone
     from attar.models.saved import load_backbone
 
-    backbone, image, _ = load_backbone(run)
+    backbone, image, provenance = load_backbone(run)
     images = calibration
     if calibration is not None:
         images = load_images(
@@ -364,7 +505,14 @@ def export(
     target = check_writable(out if out is not None else Path(run) / f"backbone{FORMATS.get(format, '')}")
     if format == "safetensors" and out is None:
         target = Path(run) / "export" / "backbone.safetensors"  # the run's own file of that name stays what it is
-    result = export_backbone(backbone, image, format=format, out=target, calibration=images)  # type: ignore[arg-type]
+    result = export_backbone(
+        backbone,
+        image,
+        format=format,
+        out=target,
+        calibration=images,  # type: ignore[arg-type]
+        provenance=provenance,
+    )
     if (Path(run) / "recipe.yaml").is_file():
         folder = RunFolder.open(run)
         exports = folder.read_json("export.json") or {}

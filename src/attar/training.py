@@ -21,7 +21,8 @@ from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
     from attar.data.images import Images, ImageSpec
-    from attar.methods.base import Method, Recipe
+    from attar.methods.base import Method, Recipe, Trained
+    from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.train.loop import FitResult, Job
 
@@ -67,6 +68,7 @@ class Request:
     channels: int | str
     stem: str
     pretrained: bool
+    init: str | Path | None = None
     lr: float | None
     labels: str | None
     cache: str | Path | None
@@ -77,6 +79,7 @@ class Request:
     accumulate: int
     compile: bool
     checkpoint_activations: bool
+    shard: bool
     checkpoint_steps: int | None
     resume: bool
     progress: bool
@@ -108,18 +111,26 @@ def train(request: Request) -> Run:
     Raises:
         AttarError: for anything a user can cause, before training starts where possible.
     """
+    from attar.methods.base import load
     from attar.train.distributed import world as join_world
     from attar.train.loop import fit
 
     check(request)
     saved = _saved_recipe(request)
     with join_world(request.device) as world:
+        if request.shard and world.world_size == 1:
+            raise RecipeError(
+                "--shard spreads one training over several processes, and there is one. Start it with torchrun "
+                "--nproc-per-node N -m attar …, or leave --shard out."
+            )
         plan = _plan(request, world, saved)
         if saved is not None:
             _must_be_the_same(request, saved, plan.identity)
             if RunFolder(Path(request.out)).is_complete:
                 logger.info("%s is complete; nothing to do.", request.out)
                 return Run(Path(request.out), saved, None)
+        if load(request.method).METHOD.needs_clusters:
+            plan = replace(plan, clusters=_clusters(request, plan, world))
         job = _build(request, plan, world)
         if request.minutes is not None and saved is None:
             job = _fit_into_minutes(job, request.minutes)
@@ -137,7 +148,7 @@ def train(request: Request) -> Run:
             world.barrier()
             result = fit(job, run, identity=plan.identity, resume=saved is not None)
             if world.is_main and not result.interrupted:
-                _finish(run, job, resolved, result)
+                _finish(run, job, plan, resolved, result)
             world.barrier()
         finally:
             run.release()
@@ -172,6 +183,7 @@ def check(request: Request) -> None:
     if request.backbone in FIXED:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
     _check_teacher_exists(request.teacher)
+    _check_init(request)
     if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
         Path(request.source).absolute()
     ):
@@ -181,6 +193,8 @@ def check(request: Request) -> None:
         raise RecipeError(
             f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
         )
+    if request.compile and request.shard:
+        raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
 
@@ -217,14 +231,32 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
         )
 
 
+def teachers_named(teacher: Any) -> list[Any]:
+    """The teachers that were asked for: runs and names, "A,B" being two; an object given in Python as it is."""
+    if isinstance(teacher, str) and not Path(teacher).exists():
+        return teacher.split(",")
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+
+
 def _check_teacher_exists(teacher: Any) -> None:
     from attar.models.backbones import check_name
 
-    if not isinstance(teacher, (str, Path)) or Path(teacher).is_dir():
+    for one in teachers_named(teacher):
+        if not isinstance(one, (str, Path)) or Path(one).exists():
+            continue
+        if len(Path(one).parts) > 1 or str(one).startswith("."):
+            raise CheckpointError(f"--teacher {Path(one).absolute()} does not exist; give a run folder, or a name.")
+        check_name(str(one))
+
+
+def _check_init(request: Request) -> None:
+    if request.init is None:
         return
-    if len(Path(teacher).parts) > 1 or str(teacher).startswith("."):
-        raise CheckpointError(f"--teacher {Path(teacher).absolute()} does not exist; give a run folder, or a name.")
-    check_name(str(teacher))
+    if request.pretrained:
+        raise RecipeError("--init and --pretrained both say where the weights come from; give one of them.")
+    from attar.models.saved import saved_digest
+
+    saved_digest(Path(request.init))
 
 
 def _check_backbone(request: Request, method: type[Method]) -> None:
@@ -260,8 +292,9 @@ class _Plan:
     image: ImageSpec
     recipe_name: str
     recipe: Recipe
-    teacher: Teacher | None
+    teacher: Teacher | Clusters | None
     precision: str
+    clusters: Clusters | None = None  # of a method that needs them
 
     @property
     def backbone_name(self) -> str:
@@ -301,6 +334,8 @@ class _Plan:
 
     @property
     def _settings(self) -> dict[str, Any]:
+        from attar.models.saved import saved_digest
+
         request = self.request
         spec = {"name": self.backbone_name, "channels": self.image.channels, "image_size": self.image.size}
         return {
@@ -310,12 +345,17 @@ class _Plan:
             "settings": plain(asdict(self.recipe)),
             "minutes": request.minutes,
             "backbone": {**spec, "stem": request.stem},
-            "teacher": self.teacher and {"name": describe(request.teacher), "digest": self.teacher.digest},
+            "teacher": self.teacher
+            and {
+                "name": describe(teachers_named(request.teacher)),
+                "digest": self.teacher.digest,
+            },
             "image": plain(self.image.to_json()),
             "seed": request.seed,
             "precision": self.precision,
             "accumulate": request.accumulate,
             "pretrained": request.pretrained,
+            "init": request.init and {"name": describe(request.init), "digest": saved_digest(Path(request.init))},
         }
 
     @property
@@ -335,7 +375,12 @@ class _Plan:
         return hashlib.sha256(self.images.labels.astype("<i8").tobytes()).hexdigest()
 
 
-_OF_DIGESTS = {"data": "data: other images", "labels": "labels: other ones", "teacher": "teacher: other weights"}
+_OF_DIGESTS = {
+    "data": "data: other images",
+    "labels": "labels: other ones",
+    "teacher": "teacher: other weights",
+    "init": "init: other weights",
+}
 _IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
 
 
@@ -344,6 +389,7 @@ def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     identity["data"] = resolved["data"]["digest"]
     identity["labels"] = resolved["data"].get("labels_digest")
     identity["teacher"] = (resolved["teacher"] or {}).get("digest")
+    identity["init"] = (resolved.get("init") or {}).get("digest")
     return json.loads(json.dumps(identity))
 
 
@@ -369,6 +415,7 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
 
     from attar.data.statistics import image_spec
     from attar.methods.base import resolve_recipe
+    from attar.models.clusters import Clusters
     from attar.train.loop import choose_precision
 
     teacher_image = _teacher_image(request)
@@ -391,8 +438,11 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     if "batch_size" not in overrides:
         overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
     recipe = resolve_recipe(request.method, name, overrides)
+    teacher = _load_teacher(request, recipe, image)
+    if isinstance(teacher, Clusters):
+        recipe = _as_clustered(request, recipe, teacher)
     precision = "bf16" if choose_precision(request.precision, world.device) == torch.bfloat16 else "fp32"
-    return _Plan(request, images, image, name, recipe, _load_teacher(request, recipe, image), precision)
+    return _Plan(request, images, image, name, recipe, teacher, precision)
 
 
 def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
@@ -474,18 +524,27 @@ def _teacher_image(request: Request) -> ImageSpec | None:
     """The input of a teacher that is a run; named networks are built for the student's images instead."""
     from attar.models.saved import load_backbone
 
-    if isinstance(request.teacher, (str, Path)):
-        return load_backbone(request.teacher)[1] if Path(request.teacher).is_dir() else None
-    return getattr(request.teacher, "image", None)
+    first = teachers_named(request.teacher)[0]
+    if isinstance(first, (str, Path)):
+        return load_backbone(first)[1] if Path(first).exists() else None
+    return getattr(first, "image", None)
 
 
-def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | None:
-    from attar.models.teachers import load_teacher
+def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | Clusters | None:
+    from attar.methods.base import load
+    from attar.models.clusters import is_clusters, load_clusters
+    from attar.models.teachers import JointTeacher, load_teacher
 
-    if not isinstance(request.teacher, (str, Path)):
-        return request.teacher
+    if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
+        return load_clusters(request.teacher)
     output = getattr(recipe, "teacher_output", "features")
-    return load_teacher(request.teacher, output=output, image_size=image.size, channels=image.channels)
+    loaded = [
+        load_teacher(one, output=output, image_size=image.size, channels=image.channels)
+        if isinstance(one, (str, Path))
+        else one
+        for one in teachers_named(request.teacher)
+    ]
+    return loaded[0] if len(loaded) == 1 else JointTeacher(loaded)
 
 
 def _build(request: Request, plan: _Plan, world: Any) -> Job:
@@ -494,6 +553,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
 
     from attar.methods.base import Setup, load, make_views
     from attar.models.backbones import build_backbone
+    from attar.models.saved import start_from
     from attar.train.loop import Job, LoopOptions
 
     module = load(request.method)
@@ -505,6 +565,8 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         stem=request.stem,
         pretrained=request.pretrained,
     )
+    if request.init is not None:
+        start_from(backbone, Path(request.init))
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
     if backbone.reduces_to_a_pixel():
@@ -516,14 +578,25 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
             plan.image.size,
         )
     views = make_views(request.method, plan.recipe, plan.image, backbone)
-    setup = Setup(image=plan.image, images=plan.images, seed=request.seed)
+    setup = Setup(
+        image=plan.image,
+        images=plan.images,
+        clusters=plan.clusters,
+        seed=request.seed,
+        device=world.device,
+        cache=_cache(request),
+    )
     num_views = getattr(plan.recipe, "teacher_views", 0)
-    setup.teacher = _asked_once(request, plan, views, num_views, world) if num_views else plan.teacher
+    if num_views:
+        setup.teacher = _asked_once(request, plan, views, num_views, world)
+    elif plan.clusters is None:
+        setup.teacher = plan.teacher  # type: ignore[assignment]  # clusters only where these were loaded or made
     options = LoopOptions(
         seed=request.seed,
         precision=request.precision,
         accumulate=request.accumulate,
         compile=request.compile,
+        shard=request.shard,
         checkpoint_steps=request.checkpoint_steps,
         show_progress=request.progress,
     )
@@ -533,7 +606,6 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
 
 def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world: Any) -> Teacher:
     """The teacher's answers for `num_views` views of every image, from the cache; process 0 computes them."""
-    from attar.data.cache import cache_folder
     from attar.models.teachers import cache_answers
     from attar.train.loop import views_of
 
@@ -544,7 +616,7 @@ def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world
             plan.image,
             lambda batch, view: views_of(batch, views, request.seed, view).images,  # type: ignore[attr-defined]
             num_views=num_views,
-            folder=Path(request.cache) if request.cache else cache_folder(),
+            folder=_cache(request),
             key=f"{views!r} {request.seed}",
             device=world.device,
             show_progress=show_progress,
@@ -553,6 +625,38 @@ def _asked_once(request: Request, plan: _Plan, views: Any, num_views: int, world
     cached = answers(request.progress) if world.is_main else None
     world.barrier()
     return cached if cached is not None else answers(False)
+
+
+def _cache(request: Request) -> Path:
+    from attar.data.cache import cache_folder
+
+    return Path(request.cache).expanduser() if request.cache else cache_folder()
+
+
+def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recipe:
+    """The recipe with the settings of clusters that are made already; the person's own would be ignored."""
+    settings = asdict(clusters.settings)
+    for name in request.overrides:
+        if name in settings:
+            raise RecipeError(f"{name} would be ignored: the clusters of {request.teacher} are made. Leave it out.")
+    return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
+
+
+def _clusters(request: Request, plan: _Plan, world: Any) -> Clusters:
+    """The clusters a method is taught by, and in the cache the features of the images; process 0 computes them."""
+    from attar.models.clusters import Clusters, ClusterSettings, find_clusters
+
+    def found(show_progress: bool) -> Clusters:
+        given, where = plan.teacher, {"folder": _cache(request), "device": world.device, "show_progress": show_progress}
+        if not isinstance(given, Clusters):
+            settings = ClusterSettings.of(plan.recipe, seed=request.seed)
+            return find_clusters(given, plan.images, settings, **where)  # type: ignore[arg-type]
+        given.assign(plan.images, **where)  # type: ignore[arg-type]
+        return given
+
+    clusters = found(request.progress) if world.is_main else None
+    world.barrier()
+    return clusters or found(False)
 
 
 def _fit_into_minutes(job: Job, minutes: float) -> Job:
@@ -591,13 +695,12 @@ def _say(plan: _Plan, job: Job) -> None:
     )
 
 
-def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResult) -> None:
+def _finish(run: RunFolder, job: Job, plan: _Plan, resolved: dict[str, Any], result: FitResult) -> None:
     """Write what people and later stages need: weights, head, broken files, views, gallery."""
     import numpy as np
     import torch
 
-    from attar.models.heads import MLP
-    from attar.models.saved import save_backbone, save_head
+    from attar.methods.base import Trained
     from attar.reporting.attention import attention_of
     from attar.reporting.gallery import collect_gallery
     from attar.train.loop import views_of
@@ -616,18 +719,41 @@ def _finish(run: RunFolder, job: Job, resolved: dict[str, Any], result: FitResul
     if answered is not None:
         contact_sheet(answered, job.image, num_images=8).save(run / "answers.png")
     collect_gallery(method.backbone, job.image, job.images, out=run / "gallery.npz", device=job.world.device)
+    if plan.clusters is not None:
+        _keep_clusters(run, plan, plan.clusters, job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))
-    for name in ("projector", "classifier"):
-        head = getattr(method, name)
-        if isinstance(head, MLP):
-            save_head(run.path, name, head, classes=job.images.classes)
     kept = ("kind", "method", "recipe", "data", "teacher", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
-    save_backbone(run.path, method.backbone, job.image, provenance=provenance)  # last: its presence means complete
+    for name, other in method.others().items():
+        _save(run / name, other, job, provenance | {"part": name})
+    own = Trained(method.backbone, method.projector, method.classifier)
+    _save(run.path, own, job, provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
     logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
+
+
+def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) -> None:
+    """Heads, then the backbone."""
+    from attar.models.heads import MLP
+    from attar.models.saved import save_backbone, save_head
+
+    folder.mkdir(exist_ok=True)
+    for name, head in (("projector", trained.projector), ("classifier", trained.classifier)):
+        if isinstance(head, MLP):
+            save_head(folder, name, head, classes=job.images.classes)
+    save_backbone(folder, trained.backbone, job.image, provenance=provenance)
+
+
+def _keep_clusters(run: RunFolder, plan: _Plan, clusters: Clusters, device: Any) -> None:
+    """Beside the run: the clusters, what became of these images, and pictures of some clusters."""
+    from attar.reporting.gallery import collect_cluster_gallery
+
+    named = clusters.assign(plan.images, folder=_cache(plan.request), device=device, show_progress=False)
+    clusters.save(run / "clusters")
+    run.write_json("clusters/labels.json", named.numbers())
+    collect_cluster_gallery(plan.images, named.cluster, named.distance, out=run / "clusters" / "gallery.npz")
 
 
 def plain(value: Any) -> Any:
@@ -638,7 +764,9 @@ def plain(value: Any) -> Any:
 
 
 def describe(source: Any) -> str:
-    """A source in words: an absolute path, a name, or what kind of array it is."""
+    """A source or teacher in words: an absolute path, a name, what kind of array it is; several joined by commas."""
+    if isinstance(source, (list, tuple)):
+        return ",".join(map(describe, source))
     if isinstance(source, (str, Path)):
         text = str(source)
         return str(Path(text).absolute()) if Path(text).exists() else text

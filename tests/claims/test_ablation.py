@@ -12,13 +12,15 @@ import torch
 from attar.claims import CLAIMS, ablation, reproduce
 from attar.claims.ablation import Ablation, Arm, Expectation, Size, judge
 from attar.claims.base import ClaimResult
-from attar.claims.views_and_collapse import CLAIMS as ABLATIONS
+from attar.claims.feature_distillation import CLAIMS as DISTILLATION
+from attar.claims.views_and_collapse import CLAIMS as VIEWS
 from attar.data.images import ImageSpec
 from attar.data.load import load_images
 from attar.methods.base import Progress, Setup, load, resolve_recipe
 from attar.models.backbones import build_backbone
 from attar.views.draws import Draws
 
+ABLATIONS = {**VIEWS, **DISTILLATION}
 IMAGE = ImageSpec(size=16, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 TWO = Ablation(
     name="two",
@@ -73,7 +75,9 @@ def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
         settings = {k: 4 if v == "batch_size" else v for k, v in arm.settings.items()}
         recipe = resolve_recipe(arm.method, arm.recipe, {"epochs": 1, "batch_size": 4, **settings})
         views = load(arm.method).views(recipe, IMAGE)
-        found.add(f"{load(arm.method).METHOD} {recipe} {views}")
+        found.add(f"{load(arm.method).METHOD} {recipe} {views} {arm.backbone} {arm.teacher}")
+        assert bool(arm.teacher) == load(arm.method).METHOD.needs_teacher
+        assert claim.teacher is not None or not arm.teacher
     assert len(found) == len(claim.arms)
     assert {a for e in claim.expectations for a in (*e.better, *e.worse)} == set(claim.arms)
 
@@ -132,22 +136,46 @@ def test_crops_only_leave_colours_alone(name):
     torch.testing.assert_close(made.view1, colour.view(1, 3, 1, 1).expand_as(made.view1), rtol=0, atol=0.02)
 
 
-@pytest.mark.slow
-def test_an_ablation_end_to_end(tmp_path, monkeypatch):
-    tiny = Size(
+@pytest.fixture
+def tiny(monkeypatch):
+    size = Size(
         images=200,
         test_images=80,
         image_size=8,
         convnet="resnet8x0.5",
         stem="standard",
         vit="vit_micro_p4",
+        teacher="resnet8",
         epochs=1,
         batch_size=64,
         seeds=1,
     )
-    monkeypatch.setitem(ablation.SIZES, "cpu", tiny)
+    monkeypatch.setitem(ablation.SIZES, "cpu", size)
+
+
+@pytest.mark.slow
+def test_an_ablation_end_to_end(tmp_path, tiny):
     found = reproduce("simsiam_collapse", out=tmp_path / "claim", device="cpu")
     assert set(found.values) == {"untrained", "simsiam", "without_stop_gradient", "without_predictor"}
     assert set(found.values["simsiam"]) == {"knn", "linear", "embedding std"}
     assert "Verdict: undecided" in found.verdict and "says" not in found.verdict
     assert json.loads((tmp_path / "claim" / "claim.json").read_text())["values"] == found.values
+
+
+@pytest.mark.slow
+def test_students_of_a_teacher_and_of_shams_end_to_end(tmp_path, tiny, monkeypatch):
+    claim = replace(DISTILLATION["compress"], arms={**DISTILLATION["compress"].arms})
+    for key in ("compress", "random", "permuted"):
+        claim.arms[key] = replace(claim.arms[key], settings={"queue_length": 64})
+    monkeypatch.setitem(DISTILLATION, "compress", claim)
+    out = tmp_path / "claim"
+    found = reproduce("compress", out=out, device="cpu")
+    assert set(found.values) == {"untrained", "teacher", *claim.arms}
+    assert "teacher, SimCLR (resnet8), for reference" in found.table()
+    taught_by = {arm: json.loads((out / f"seed0/{arm}/backbone.json").read_text())["provenance"] for arm in claim.arms}
+    assert taught_by["alone"]["teacher"] is None
+    assert [taught_by[arm]["teacher"]["name"].split("/")[-1] for arm in ("compress", "random", "permuted")] == [
+        "teacher",
+        "random-teacher",
+        "the teacher's answers, permuted within the batch",
+    ]

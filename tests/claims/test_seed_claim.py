@@ -8,7 +8,8 @@ import torch
 
 from attar.claims import reproduce, seed
 from attar.claims.base import ClaimResult, compare, spread
-from attar.claims.seed import PermutedTeacher, Size, judge
+from attar.claims.seed import Size, judge
+from attar.claims.teachers import PermutedTeacher
 from attar.data.images import ImageSpec
 from attar.errors import RecipeError, RunChanged
 

@@ -32,8 +32,8 @@ def model(striped, spec):
 
 def test_every_control_is_built_and_measured_on_the_same_task(model):
     m = model()
-    teacher = (build_backbone("resnet8", channels=3, image_size=16), m.image)
-    built = list(build_controls(("random_init", "pixels", "hog"), m, teacher))
+    m.teacher = Subject("teacher", build_backbone("resnet8", channels=3, image_size=16), m.image, m.task)
+    built = list(build_controls(("random_init", "pixels", "hog"), m))
     assert [s.name for s in built] == ["random_init", "pixels", "hog", "teacher"]
     assert all(s.task is m.task for s in built)
     assert all(len(s.train) == 40 for s in built)
@@ -84,13 +84,13 @@ def test_pixels_and_hog_look_at_thumbnails(model, spec):
 
     m = model()
     m.image = replace(spec, size=128)
-    pixels, hog = build_controls(("pixels", "hog"), m, None)
+    pixels, hog = build_controls(("pixels", "hog"), m)
     assert (pixels.image.size, hog.image.size) == (32, 64)
     assert pixels.settings == {"image_size": 32}
 
 
 def test_what_cannot_be_built_is_named_with_its_reason(model):
-    built = list(build_controls(("random_init", "pixels", "pretrained"), model("pixels"), None))
+    built = list(build_controls(("random_init", "pixels", "pretrained"), model("pixels")))
     assert built[0] == ("random_init", "the model has no weights")
     assert built[1] == ("pixels", "it is the model itself")
     assert built[2] == ("pretrained", "no published weights of this network are on this machine")

@@ -5,8 +5,10 @@ import pytest
 from attar.errors import RecipeError
 from attar.evaluation.finetune import Finetune
 from attar.evaluation.knn import Knn
+from attar.evaluation.layers import Layers
 from attar.evaluation.linear import Linear
 from attar.evaluation.low_label import FewShot, LowLabel
+from attar.evaluation.mlp import Mlp
 from attar.evaluation.protocols import PROTOCOLS, parse_protocol
 
 
@@ -22,6 +24,8 @@ from attar.evaluation.protocols import PROTOCOLS, parse_protocol
         ("low_label:0.01, 0.1, num_seeds=3", LowLabel(fractions=(0.01, 0.1), num_seeds=3)),
         ("few_shot:1,5", FewShot(shots=(1, 5))),
         ("finetune:1e-3,epochs=5", Finetune(learning_rates=(1e-3,), epochs=5)),
+        ("mlp:64,learning_rates=1e-3", Mlp(hidden=64, learning_rates=(1e-3,))),
+        ("layers:1000", Layers(values=1000)),
     ],
 )
 def test_what_a_person_types(text, protocol):

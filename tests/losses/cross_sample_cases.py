@@ -17,15 +17,18 @@ from attar.errors import ShapeError
 from attar.losses import (
     barlow_twins,
     bilinear_nce,
+    confidence_weighted_cross_entropy,
     error_rank_gate,
     gather_rows,
     info_nce,
     inva_spread,
     kl_divergence,
     koleo,
+    mean_discrepancy,
     nce_partition,
     nt_xent,
     own_share,
+    peer_similarity,
     relational_angle,
     relational_distance,
     sigreg,
@@ -37,7 +40,11 @@ from attar.losses import (
 B, E = 6, 7  # of the joined batch
 UNIT = torch.eye(E, dtype=torch.float64)
 DIRECTIONS = torch.randn(3, E, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-WHOLE = ("barlow_twins", "sigreg")  # statistics of the joined batch alone: every process returns the same value
+WHOLE = (
+    "barlow_twins",
+    "mean_discrepancy",
+    "sigreg",
+)  # statistics of the joined batch alone: every process returns the same value
 
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nt_xent": lambda a, b: nt_xent(a, b, temperature=0.3),
@@ -53,6 +60,13 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nce_partition": lambda a, b: (a * b).mean() * nce_partition(a, b, UNIT, temperature=0.3, num_images=40),
     "barlow_twins": lambda a, b: barlow_twins(a, b, redundancy_weight=0.2),
     "vicreg": lambda a, b: vicreg(a, b, similarity_weight=2.0, variance_weight=3.0, covariance_weight=0.5),
+    "mean_discrepancy": mean_discrepancy,
+    "confidence_weighted_cross_entropy": lambda a, b: (
+        confidence_weighted_cross_entropy(a, a.argmin(dim=1), b) + 0 * b.sum()
+    ),
+    "peer_similarity": lambda a, b: (
+        peer_similarity(a, b, a.square(), b, temperature=0.3) + peer_similarity(b, a, b[:, :4], a[:, :4], temperature=1)
+    ),
     "sigreg": lambda a, b: sigreg(a, DIRECTIONS) + 2 * sigreg(b, DIRECTIONS),
     "relational_distance": lambda a, b: relational_distance(a, b.detach()) + 0 * b.sum(),
     "relational_angle": lambda a, b: relational_angle(a, b.detach()) + 0 * b.sum(),

@@ -117,6 +117,30 @@ def similarity_distillation(s: Tensor, t: Tensor, anchors: Tensor, ts: float, tt
     return loss / len(s)
 
 
+def similarity_distillation_in_two_spaces(
+    s: Tensor, t: Tensor, student_anchors: Tensor, anchors: Tensor, ts: float, tt: float
+) -> Tensor:
+    loss = torch.zeros((), dtype=s.dtype)
+    for i in range(len(s)):
+        p = softmax([cosine(t[i], a) / tt for a in anchors])
+        q = softmax([cosine(s[i], a) / ts for a in student_anchors])
+        for a in range(len(anchors)):
+            loss = loss - p[a] * q[a].log()
+    return loss / len(s)
+
+
+def token_similarity(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+    """s, t: (B, N, D)."""
+    loss = torch.zeros((), dtype=s.dtype)
+    for image in range(len(s)):
+        for n in range(s.shape[1]):
+            p = softmax([cosine(t[image, n], other) / temperature for other in t[image]])
+            q = softmax([cosine(s[image, n], other) / temperature for other in s[image]])
+            for m in range(s.shape[1]):
+                loss = loss + p[m] * (p[m] / q[m]).log()
+    return loss / (len(s) * s.shape[1])
+
+
 def masked_error(prediction: Tensor, target: Tensor, mask: Tensor, error) -> Tensor:
     """Mean over images of the mean over masked patches of the mean over values."""
     loss = torch.zeros((), dtype=prediction.dtype)
@@ -231,6 +255,56 @@ def sigreg(z: Tensor, directions: Tensor, largest: float, knots: int) -> Tensor:
         integral = sum((left + right) / 2 * step for left, right in pairwise(heights))
         loss = loss + len(z) * integral
     return loss / len(directions)
+
+
+def mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=a.dtype)
+    for d in range(a.shape[1]):
+        means = [sum(row[d] for row in rows) / len(rows) for rows in (a, b)]
+        total = total + (means[0] - means[1]) ** 2
+    return total
+
+
+def feature_hint(s: Tensor, t: Tensor) -> Tensor:
+    return sum((s[i, d] - t[i, d]) ** 2 for i in range(len(s)) for d in range(s.shape[1])) / len(s)
+
+
+def confidence_weighted_cross_entropy(s: Tensor, labels: list[int], t: Tensor) -> Tensor:
+    weights = [max(softmax(list(row)), key=float) for row in t]
+    terms = [-w * softmax(list(row))[y].log() for w, row, y in zip(weights, s, labels)]
+    return sum(terms) / sum(weights)
+
+
+def peer_similarity(s1: Tensor, s2: Tensor, p1: Tensor, p2: Tensor, t: float) -> Tensor:
+    loss = torch.zeros((), dtype=s1.dtype)
+    for i in range(len(s1)):
+        ours = softmax([cosine(s1[i], s2[j]) / t for j in range(len(s2))])
+        theirs = softmax([cosine(p1[i], p2[j]) / t for j in range(len(p2))])
+        loss = loss + sum(q * (q.log() - p.log()) for p, q in zip(ours, theirs))
+    return loss / len(s1)
+
+
+def colour_cross_entropy(logits: Tensor, numbers: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    B, Q, h, w = logits.shape
+    loss = torch.zeros((), dtype=logits.dtype)
+    for b in range(B):
+        for y in range(h):
+            for x in range(w):
+                p = softmax([logits[b, q, y, x] for q in range(Q)])
+                for k in range(numbers.shape[1]):
+                    loss = loss - weights[b, y, x] * shares[b, k, y, x] * p[numbers[b, k, y, x]].log()
+    return loss / (B * h * w)
+
+
+def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    B, C, H, W = prediction.shape
+    loss = torch.zeros((), dtype=prediction.dtype)
+    for b in range(B):
+        counted = [(y, x) for y in range(H) for x in range(W) if weights[b, 0, y, x] > 0]
+        for y, x in counted:
+            error = sum((prediction[b, c, y, x] - target[b, c, y, x]) ** 2 for c in range(C)) / C
+            loss = loss + weights[b, 0, y, x] * error / (B * len(counted))
+    return loss
 
 
 def huber(x: Tensor) -> Tensor:

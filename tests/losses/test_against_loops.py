@@ -36,6 +36,11 @@ MASKED = {
 }
 MEANT = [3, 0, 10, 3, 7]
 LABELS = torch.tensor([[0, 3, 10, 3, 7], [9, 9, 1, 0, 5]])
+GENERATOR = torch.Generator().manual_seed(4)
+BINS = torch.stack([torch.randperm(Q, generator=GENERATOR)[:3] for _ in range(12)]).view(2, 2, 3, 3).movedim(-1, 1)
+SHARES = torch.rand(2, 3, 2, 3, dtype=torch.float64, generator=GENERATOR).softmax(dim=1)
+PLACES = torch.rand(2, 2, 3, dtype=torch.float64, generator=GENERATOR)
+WEIGHTS = torch.tensor([0.0, 1.0, 10.0])[torch.randint(3, (2, 1, 3, E), generator=GENERATOR)]
 # name -> (inputs that get a gradient, inputs that must not, ours, the loop)
 ONE = torch.ones((), dtype=torch.float64)
 EXCLUDED = torch.rand(B, Q, generator=torch.Generator().manual_seed(5)) < 0.4
@@ -90,6 +95,25 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda a, b: losses.nt_xent(a, b, temperature=0.3, chunk_size=3),
         lambda a, b: slow.nt_xent(a, b, 0.3),
     ),
+    "mean_discrepancy": (TWO, {}, losses.mean_discrepancy, slow.mean_discrepancy),
+    "feature_hint": (
+        {"s": rows(seed=1)},
+        {"t": rows(seed=2)},
+        lambda s, t: losses.feature_hint(s, t),
+        lambda s, t: slow.feature_hint(s, t),
+    ),
+    "confidence_weighted_cross_entropy": (
+        {"s": rows(seed=1)},
+        {"t": rows(seed=2)},
+        lambda s, t: losses.confidence_weighted_cross_entropy(s, torch.tensor([3, 0, 6, 3, 1]), t),
+        lambda s, t: slow.confidence_weighted_cross_entropy(s, [3, 0, 6, 3, 1], t),
+    ),
+    "peer_similarity": (
+        {"s1": rows(seed=1), "s2": rows(seed=2, scale=3.0)},
+        {"p1": rows(seed=3)[:, :4], "p2": rows(seed=4)[:, :4]},
+        lambda s1, s2, p1, p2: losses.peer_similarity(s1, s2, p1, p2, temperature=0.3),
+        lambda s1, s2, p1, p2: slow.peer_similarity(s1, s2, p1, p2, 0.3),
+    ),
     "info_nce": (
         TWO,
         {},
@@ -101,6 +125,20 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         {},
         lambda a, b: losses.info_nce(a, b, temperature=0.3, chunk_size=2),
         lambda a, b: slow.info_nce(a, b, 0.3),
+    ),
+    "colour_cross_entropy": (
+        {"x": torch.randn(2, Q, 2, 3, dtype=torch.float64, generator=GENERATOR)},
+        {},
+        lambda x: losses.colour_cross_entropy(
+            x, BINS, *(v.to(torch.promote_types(x.dtype, torch.float)) for v in (SHARES, PLACES))
+        ),
+        lambda x: slow.colour_cross_entropy(x, BINS, SHARES, PLACES),
+    ),
+    "weighted_mse": (
+        {"p": rows(12, seed=1).view(2, 2, 3, E)},
+        {"t": rows(12, seed=2).view(2, 2, 3, E)},
+        lambda p, t: losses.weighted_mse(p, t, WEIGHTS),
+        lambda p, t: slow.weighted_mse(p, t, WEIGHTS),
     ),
     "info_nce with a queue": (
         TWO,
@@ -233,6 +271,26 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         )
         for own in (True, False)
     },
+    "similarity_distillation in two spaces": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"], "m": rows(Q, seed=3), "n": rows(Q, seed=4)},
+        lambda a, b, m, n: losses.similarity_distillation(
+            a,
+            b[:, :4],
+            n[:, :4],
+            student_temperature=0.2,
+            teacher_temperature=0.1,
+            include_self=False,
+            student_anchors=m,
+        ),
+        lambda a, b, m, n: slow.similarity_distillation_in_two_spaces(a, b[:, :4], m, n[:, :4], 0.2, 0.1),
+    ),
+    "token_similarity": (
+        {"a": TWO["a"]},
+        {"b": TWO["b"]},
+        lambda a, b: losses.token_similarity(a[None], b[None, :, :4], temperature=0.3),
+        lambda a, b: slow.token_similarity(a[None], b[None, :, :4], 0.3),
+    ),
 }
 
 

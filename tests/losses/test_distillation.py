@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from attar.errors import RecipeError, ShapeError
-from attar.losses import anchor_similarities, kl_divergence, similarity_distillation, soft_cross_entropy
+from attar.losses import (
+    anchor_similarities,
+    kl_divergence,
+    similarity_distillation,
+    soft_cross_entropy,
+    token_similarity,
+)
 
 B, N, E, Q = 5, 6, 7, 11
 S, T = torch.randn(2, B, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -64,6 +70,36 @@ def test_the_own_key_comes_first():
     assert own.shape == (B, 3)
     torch.testing.assert_close(own[:, 0], F.cosine_similarity(S, T))
     torch.testing.assert_close(own[:, 1:], anchor_similarities(S, None, S[:2]))
+
+
+def test_two_spaces_that_are_the_same_are_one():
+    anchors = torch.randn(Q, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    settings = dict(student_temperature=0.2, teacher_temperature=0.1, include_self=False)
+    two = similarity_distillation(S, T, anchors, student_anchors=anchors, **settings)
+    torch.testing.assert_close(two, similarity_distillation(S, T, anchors, **settings))
+    with pytest.raises(RecipeError, match="include_self needs one space"):
+        similarity_distillation(S, T, anchors, student_anchors=anchors, **settings | {"include_self": True})
+    with pytest.raises(ShapeError, match="student_anchors has 10 rows and anchors 11"):
+        similarity_distillation(S, T, anchors, student_anchors=anchors[1:], **settings)
+
+
+def test_tokens_are_compared_with_those_of_their_own_image():
+    tokens = torch.randn(2, 3, N, E, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    both = token_similarity(tokens[0], tokens[1], temperature=0.07)
+    each = [token_similarity(s[None], t[None], temperature=0.07) for s, t in zip(*tokens)]
+    torch.testing.assert_close(both, torch.stack(each).mean())
+
+
+def test_a_rotated_space_has_the_same_token_similarities():
+    tokens = torch.randn(3, N, E, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    rotation = torch.linalg.qr(torch.randn(E, E, dtype=torch.float64, generator=torch.Generator().manual_seed(3))).Q
+    student = (2 * tokens @ rotation).requires_grad_()
+    loss = token_similarity(student, tokens, temperature=0.07)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(student.grad, torch.zeros_like(tokens), atol=1e-12, rtol=0)
+    with pytest.raises(ShapeError, match="Resize one of the maps"):
+        token_similarity(student, tokens[:, 1:], temperature=0.07)
 
 
 def test_refusals():

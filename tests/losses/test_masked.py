@@ -16,6 +16,7 @@ from attar.losses import (
     masked_smooth_l1,
     normalise_patches,
     sinkhorn,
+    weighted_mse,
 )
 
 B, N, D = 3, 4, 48
@@ -100,3 +101,23 @@ def test_refusals():
         koleo(torch.ones(1, 3))
     with pytest.raises(ShapeError, match=r"\(2, 3, 4\)"):
         koleo(torch.ones(2, 3, 4))
+
+
+def test_weights_of_one_give_the_plain_error_and_ten_its_tenfold_gradient():
+    prediction = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(
+        weighted_mse(prediction, target, torch.ones(2, 1, 4, 4)), (prediction - target).square().mean()
+    )
+    weights = torch.ones(2, 1, 4, 4)
+    weights[..., 0], weights[..., 1] = 10, 0
+    (gradient,) = torch.autograd.grad(weighted_mse(prediction, target, weights), prediction)
+    plain = 2 * (prediction - target).detach() / (2 * 3 * 12)  # 12 of 16 pixels are counted
+    torch.testing.assert_close(gradient, plain * weights)
+
+
+def test_a_weighted_error_of_wrong_shapes_is_refused():
+    with pytest.raises(ShapeError, match=r"target \(2, 3, 4, 5\)"):
+        weighted_mse(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.ones(2, 1, 4, 4))
+    with pytest.raises(ShapeError, match=r"weights have shape \(2, 4, 4\)"):
+        weighted_mse(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.ones(2, 4, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -165,5 +166,5 @@ def test_every_recipe_is_typed_frozen_and_makes_views(name, recipe):
 @every_method
 def test_the_docstring_names_the_paper(name):
     doc = load(name).__doc__
-    assert CATALOGUE[name].paper.split("arXiv:")[1].split(";")[0] in doc
+    assert re.split("arXiv:|DOI ", CATALOGUE[name].paper)[1].split(";")[0] in doc
     assert "State" in doc or "no state" in doc

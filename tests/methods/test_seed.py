@@ -16,7 +16,7 @@ from attar.methods.distill.seed import METHOD, RECIPES
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_step_is_the_loss_against_the_queue_before_this_step(bench, recipe):
-    bench = bench("seed", recipe)
+    bench = bench("seed", recipe, num_local_views=0)
     queue = bench.method.queue.rows.clone()
     output = bench.backward(0)
     r = bench.method.recipe
@@ -36,7 +36,7 @@ def test_step_is_the_loss_against_the_queue_before_this_step(bench, recipe):
 
 
 def test_both_see_the_same_view(bench):
-    bench = bench("seed")
+    bench = bench("seed", num_local_views=0)
     batch = bench.batch(0)
     bench.method.eval()
     output = bench.method.step(batch, bench.progress(0))
@@ -46,7 +46,7 @@ def test_both_see_the_same_view(bench):
 
 def test_a_cold_teacher_with_itself_among_the_anchors_only_says_itself(bench):
     """The trap of the released temperature: the soft part is gone, and the metrics show it."""
-    released = bench("seed", "released").backward(0)
+    released = bench("seed", "released", num_local_views=0).backward(0)
     assert released.metrics["teacher_p_self"] == pytest.approx(1.0)
     assert released.metrics["teacher_entropy"] == pytest.approx(0.0, abs=1e-4)
     logits = torch.cat(
@@ -58,7 +58,7 @@ def test_a_cold_teacher_with_itself_among_the_anchors_only_says_itself(bench):
     )
     info_nce = F.cross_entropy(logits / 0.2, torch.zeros(len(logits), dtype=torch.long))
     torch.testing.assert_close(released.loss.detach(), info_nce, rtol=1e-4, atol=1e-5)
-    soft = bench("seed", "soft").backward(0)
+    soft = bench("seed", "soft", num_local_views=0).backward(0)
     assert "teacher_p_self" not in soft.metrics
     assert 0 < soft.metrics["teacher_entropy"] < math.log(16)
 
@@ -69,6 +69,30 @@ def test_the_projector_is_as_wide_as_the_teacher_and_has_no_batch_norm(bench):
     shapes = [tuple(p.shape) for p in bench.method.projector.parameters() if p.ndim == 2]
     assert shapes == [(width, width), (bench.setup.teacher.num_features_out, width)]
     assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in bench.method.projector.modules())
+
+
+def test_small_patches_have_their_own_term_and_queue(bench):
+    bench = bench("seed", "small_patches", num_local_views=2)
+    method, batch = bench.method.eval(), bench.batch(0)
+    queue, local_queue = method.queue.rows.clone(), method.local_queue.rows.clone()
+    assert not torch.equal(queue, local_queue)
+    output = method.step(batch, bench.progress(0))
+    settings = dict(student_temperature=0.2, teacher_temperature=0.01, include_self=True)
+    crops = torch.cat(batch.local_views)
+    assert crops.shape[-1] < batch.global_views[0].shape[-1]
+    t = bench.setup.teacher(crops, batch.index.repeat(2), bench.setup.image)
+    local = similarity_distillation(method.projector(method.backbone(crops)), t, local_queue, **settings)
+    whole = similarity_distillation(output.embeddings, output.positives, queue, **settings)
+    torch.testing.assert_close(output.loss, whole + local)
+    method.after_step(bench.progress(0))
+    changed = (method.local_queue.rows != local_queue).any(dim=1)
+    assert int(changed.sum()) == len(batch.index), "one small crop of each image enters its queue"
+    torch.testing.assert_close(method.local_queue.rows[changed], F.normalize(t[: len(batch.index)], dim=1))
+
+
+def test_a_cache_of_one_view_is_refused_with_small_patches(bench):
+    with pytest.raises(RecipeError, match="teacher_views keeps the answers to one view"):
+        bench("seed", "small_patches", teacher_views=1)
 
 
 def test_without_a_teacher_it_says_so(bench, backbone):

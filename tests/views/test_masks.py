@@ -14,9 +14,12 @@ from attar.views.masks import (
     MakeMaskedMultiCrop,
     MakeMaskedView,
     block_masks,
+    central_square,
     context_and_targets,
     enlarge,
+    random_blots,
     random_masks,
+    shrunk,
 )
 
 BLOCKS = dict(
@@ -160,3 +163,24 @@ def test_masks_that_leave_nothing_are_refused(make_spec):
         MakeMaskedView(view, grid=1, ratio=0.5)
     with pytest.raises(RecipeError, match="3 x 3 patches does not fit a grid of 8"):
         MakeMaskedView(view, grid=8, ratio=0.5, cell=3)
+
+
+def test_the_middle_has_its_share_and_blots_have_exactly_theirs():
+    assert central_square(128, 0.25) == slice(32, 96) and central_square(32, 0.25) == slice(8, 24)
+    blots = random_blots(draws(50), size=30, share=0.25, cells=8)
+    assert blots.shape == (50, 30, 30) and (blots.sum(dim=(1, 2)) == 225).all()
+    often = blots.float().mean(dim=0)
+    assert often.min() > 0.02 and often.max() < 0.6  # anywhere, and never always
+    edges = (blots[:, 1:] != blots[:, :-1]).float().mean()
+    assert edges < 0.15  # blots, not dots: those would differ from their neighbours in 3 of 8 cases
+    alone = random_blots(draws(1, first=7), size=30, share=0.25, cells=8)
+    assert torch.equal(alone[0], blots[7])
+
+
+def test_a_region_shrinks_from_its_edge_but_not_from_the_border_of_the_image():
+    region = torch.zeros(1, 1, 12, 12, dtype=torch.bool)
+    region[..., 2:9, 0:7] = True
+    expected = torch.zeros_like(region)
+    expected[..., 4:7, 0:5] = True
+    assert torch.equal(shrunk(region, 2), expected)
+    assert torch.equal(shrunk(region, 0), region)

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from attar.claims.base import ClaimResult
 
 _ABLATIONS = "attar.claims.views_and_collapse"
+_TRANSFER = "attar.claims.transfer"
+_FEATURES = "attar.claims.feature_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
+    "compress": _FEATURES,
+    "compress_temperature": _FEATURES,
+    "seed_self": _FEATURES,
+    "s2bnn": _FEATURES,
+    "foundation": _FEATURES,
     "simsiam_collapse": _ABLATIONS,
     "byol_collapse": _ABLATIONS,
     "moco_queue": _ABLATIONS,
@@ -24,6 +31,12 @@ CLAIMS = {
     "dino_centring": _ABLATIONS,
     "moco_v3_patches": _ABLATIONS,
     "inst_disc_nce": _ABLATIONS,
+    "cluster_transfer": _TRANSFER,
+    "jigsaw_plus_plus": _TRANSFER,
+    "number_of_clusters": _TRANSFER,
+    "clusters_of_others": _TRANSFER,
+    "best_layer": _TRANSFER,
+    "pretext_tasks": _TRANSFER,
 }
 
 
@@ -53,5 +66,7 @@ def reproduce(
         raise RecipeError(f"--seeds {seeds}: it must be 1 or more.")
     folder = None if out is None else Path(out)
     module = import_module(CLAIMS[name])
-    claim = module.CLAIM if hasattr(module, "CLAIM") else partial(run_ablation, module.CLAIMS[name])
+    claim = module.CLAIM if hasattr(module, "CLAIM") else module.CLAIMS[name]
+    if not callable(claim):
+        claim = partial(run_ablation, claim)
     return claim(data=data, test=test, size=size, out=folder, seeds=seeds, device=device)

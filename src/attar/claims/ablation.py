@@ -8,14 +8,16 @@ same images for the same number of epochs, with the same backbone and batch; las
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import train_and_test
+from attar.claims.teachers import PermutedTeacher, untrained_twin
 from attar.errors import RecipeError, unknown_name
 from attar.train.log import read_json_lines
 
@@ -27,12 +29,18 @@ METRICS = ("knn", "linear")
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with settings; what: in words, for the table. A setting "batch_size" takes the batch of the size."""
+    """A method with settings; what: in words, for the table. A setting "batch_size" takes the batch of the size.
+
+    backbone: another network than the size's. teacher: for methods that distil: "teacher" is the claim's own, "random"
+    the same network untrained, "permuted" the teacher's answers for another image.
+    """
 
     what: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "small"
+    backbone: str = ""
+    teacher: Literal["", "teacher", "random", "permuted"] = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,11 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A claim: what is said, by whom, and what must be seen. network: which of the size's networks all arms train."""
+    """A claim: what is said, by whom, and what must be seen.
+
+    network: which of the size's networks all arms train. ranked: the verdict also names the arms from best to worst.
+    teacher: trained once, for arms that distil, on the size's teacher network for as many epochs as the arms.
+    """
 
     name: str
     statement: str
@@ -58,6 +70,8 @@ class Ablation:
     arms: Mapping[str, Arm]
     expectations: Sequence[Expectation]
     network: Literal["convnet", "vit"] = "convnet"
+    ranked: bool = False
+    teacher: Arm | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +84,7 @@ class Size:
     convnet: str
     stem: str
     vit: str
+    teacher: str
     epochs: int
     batch_size: int
     seeds: int
@@ -83,6 +98,7 @@ SIZES = {
         convnet="resnet8",
         stem="standard",
         vit="vit_micro_p8",
+        teacher="resnet20",
         epochs=20,
         batch_size=128,
         seeds=3,
@@ -94,6 +110,7 @@ SIZES = {
         convnet="resnet18",
         stem="small",
         vit="vit_tiny_p4",
+        teacher="resnet50",
         epochs=200,
         batch_size=512,
         seeds=3,
@@ -123,28 +140,43 @@ def run_ablation(
     )
     num_seeds = seeds or plan.seeds
     result.conditions |= {"batch_size": batch_size, "seeds": num_seeds}
+    common: dict[str, Any] = {
+        "image_size": plan.image_size,
+        "epochs": plan.epochs,
+        "batch_size": batch_size,
+        "device": device,
+        "resume": True,
+    }
+    if claim.teacher is not None:
+        taught_by = out / "teacher"
+        result.arms["teacher"] = f"{claim.teacher.what} ({plan.teacher}), for reference"
+        _train(claim.teacher, train, out=taught_by, backbone=plan.teacher, stem=plan.stem, seed=0, **common)
+        measure(result, "teacher", taught_by, train, held_out, device, seed=0)
     for seed in range(num_seeds):
         for key, arm in claim.arms.items():
             run = out / f"seed{seed}" / key
-            stages.pretrain(
-                train,
-                out=run,
-                method=arm.method,
-                recipe=arm.recipe,
-                settings={k: batch_size if v == "batch_size" else v for k, v in arm.settings.items()},
-                backbone=backbone,
-                stem=stem,
-                image_size=plan.image_size,
-                epochs=plan.epochs,
-                batch_size=batch_size,
-                seed=seed,
-                device=device,
-                resume=True,
-            ).or_stop()
+            network = {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
+            _train(arm, train, out=run, seed=seed, **network, **common)
             measure(result, key, run, train, held_out, device, seed=seed, untrained=key == next(iter(claim.arms)))
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result
+
+
+def _train(arm: Arm, train: Images, *, out: Path, **options: Any) -> None:
+    options |= {"method": arm.method, "recipe": arm.recipe}
+    options["settings"] = {k: options["batch_size"] if v == "batch_size" else v for k, v in arm.settings.items()}
+    if not arm.teacher:
+        stages.pretrain(train, out=out, **options).or_stop()
+        return
+    teacher: Any = out.parent.parent / "teacher"
+    if arm.teacher == "random":
+        teacher = untrained_twin(teacher, out.parent.parent / "random-teacher", train)
+    elif arm.teacher == "permuted":
+        from attar.models.teachers import load_teacher
+
+        teacher = PermutedTeacher(load_teacher(teacher))
+    stages.distill(train, teacher=teacher, out=out, **options).or_stop()
 
 
 def measure(
@@ -171,7 +203,7 @@ def measure(
     )
     arm_of = {"model": arm, "random_init": "untrained"}
     for row in measured.rows:
-        if row["metric"] == "top1":
+        if row["metric"] == "top1" and row["subject"] in arm_of:
             values = result.values.setdefault(arm_of[row["subject"]], {})
             values.setdefault(row["protocol"], []).append(row["value"])
     health = read_json_lines(run / "health.jsonl")
@@ -179,12 +211,19 @@ def measure(
         result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
 
 
-def judge(claim: Ablation, result: ClaimResult, *, digits: bool) -> str:
+class Judged(Protocol):
+    """What a verdict needs of a claim."""
+
+    @property
+    def expectations(self) -> Sequence[Expectation]: ...
+
+
+def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence[str] = METRICS) -> str:
     """holds / does not hold / undecided, with the figures that say so."""
     lines, outcomes = [], []
     for expectation in claim.expectations:
         found = []
-        for metric in METRICS:
+        for metric in metrics:
             better, worse = (_sums(result, arms, metric) for arms in (expectation.better, expectation.worse))
             mean, deviation, side = compare([value + expectation.margin for value in better], worse)
             mean -= expectation.margin
@@ -198,7 +237,15 @@ def judge(claim: Ablation, result: ClaimResult, *, digits: bool) -> str:
     else:
         verdict = "holds" if set(outcomes) == {"holds"} else "undecided"
     worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
-    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{few_seeds(len(better))}{worth}"
+    ranked = ranking(result, metrics[-1]) if getattr(claim, "ranked", False) else ""
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranked}{few_seeds(len(better))}{worth}"
+
+
+def ranking(result: ClaimResult, metric: str) -> str:
+    """The arms from best to worst, by their means over seeds."""
+    means = {arm: statistics.mean(values[metric]) for arm, values in result.values.items()}
+    ranked = sorted(means, key=lambda arm: -means[arm])
+    return f" Ranking, {metric}: " + ", ".join(f"{arm} {100 * means[arm]:.1f}" for arm in ranked) + "."
 
 
 def _sums(result: ClaimResult, arms: Sequence[str], metric: str) -> list[float]:

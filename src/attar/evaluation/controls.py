@@ -37,9 +37,7 @@ def check_controls(names: Sequence[str]) -> None:
             raise RecipeError("evaluate: " + unknown_name("control", name, CONTROLS))
 
 
-def build_controls(
-    names: Sequence[str], model: Subject, teacher: tuple[nn.Module, ImageSpec] | None
-) -> Iterator[Subject | tuple[str, str]]:
+def build_controls(names: Sequence[str], model: Subject) -> Iterator[Subject | tuple[str, str]]:
     """The controls one after another, so that only one is in memory; (name, reason) for one that cannot be built."""
     builders = {
         "random_init": random_init,
@@ -52,8 +50,8 @@ def build_controls(
             yield builders[name](model)
         except Omitted as reason:
             yield name, str(reason)
-    if teacher is not None:
-        yield Subject("teacher", teacher[0], teacher[1], model.task)
+    if model.teacher is not None:
+        yield model.teacher
 
 
 def random_init(model: Subject) -> Subject:

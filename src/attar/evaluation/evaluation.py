@@ -15,17 +15,42 @@ from attar.data.images import Images, ImageSpec
 from attar.data.splits import stratified_split
 from attar.errors import DataError, RecipeError
 from attar.evaluation.controls import build_controls, check_controls
-from attar.evaluation.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
-from attar.evaluation.metrics import FEW_CLASSES, METRICS, chance, confusion, metrics_for
+from attar.evaluation.intervals import (
+    bootstrap_interval,
+    paired_interval,
+    resampled,
+    resampled_mean,
+    resamples,
+    seeds_interval,
+)
+from attar.evaluation.metrics import (
+    FEW_CLASSES,
+    LOWER_IS_BETTER,
+    METRICS,
+    NO_SHARES,
+    chance,
+    confusion,
+    metrics_for,
+)
 from attar.evaluation.protocols import PROTOCOLS, parse_protocol
-from attar.evaluation.subject import Outcome, Protocol, Subject, Task
-from attar.evaluation.verdict import METRIC_NAMES, Comparison, Findings, verdict
+from attar.evaluation.subject import Classifier, Outcome, Protocol, Subject, Task
+from attar.evaluation.verdict import Comparison, Findings, metric_name, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 TEST_FRACTION = 0.2
-TELLING = ("linear", "finetune", "knn", "low_label", "few_shot")  # the first of these that was run gives the verdict
+TELLING = (
+    "linear",
+    "finetune",
+    "mlp",
+    "knn",
+    "low_label",
+    "few_shot",
+    "classifier",
+    "layers",
+    "retrieval",
+)  # the first of these that was run gives the verdict
 HEALTH_ROWS = 1024
 
 
@@ -68,19 +93,26 @@ class Evaluation:
         raise RecipeError(f"this evaluation has no row with protocol={protocol}, metric={metric}, subject={subject}.")
 
     def table(self) -> Table:
-        """One line a subject, best first within each protocol and metric; for a terminal of 80 columns."""
+        """One line a subject, best first within each protocol and metric; for a terminal of 80 columns.
+
+        The layers of all subjects are one group: which one, and whose, is best?
+        """
         from rich.table import Table
 
         table = Table("protocol", "metric", "subject", "value", "95 % interval", title=None)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.rows:
-            label = f"{row['protocol']} {row['settings']['variant']}".strip()
+            variant = "" if row["protocol"] == "layers" else row["settings"]["variant"]
+            label = f"{row['protocol']} {variant}".strip()
             groups.setdefault((label, row["metric"]), []).append(row)
         for (label, metric), rows in groups.items():
-            for i, row in enumerate(sorted(rows, key=lambda r: -r["value"])):
-                first = (label, METRIC_NAMES[metric]) if i == 0 else ("", "")
+            best_first = 1 if metric in LOWER_IS_BETTER else -1
+            for i, row in enumerate(sorted(rows, key=lambda r: best_first * r["value"])):
+                first = (label, metric_name(metric)) if i == 0 else ("", "")
                 style = "bold" if row["subject"] == "model" else None
-                table.add_row(*first, row["subject"], *_cell(row), style=style, end_section=i == len(rows) - 1)
+                layer = row["settings"]["variant"] if row["protocol"] == "layers" else ""
+                name = f"{row['subject']} {layer}".strip()
+                table.add_row(*first, name, *_cell(row), style=style, end_section=i == len(rows) - 1)
         return table
 
 
@@ -93,6 +125,8 @@ def evaluate(
     protocols: Sequence[str | Protocol] = ("knn", "linear"),
     controls: Sequence[str] = ("random_init", "pixels", "hog", "pretrained"),
     teacher: tuple[nn.Module, ImageSpec] | None = None,
+    classifier: Classifier | None = None,
+    teacher_classifier: Classifier | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -110,6 +144,7 @@ def evaluate(
         protocols: names with settings, e.g. "knn", "knn:200", "low_label:0.01,0.1", or Protocol objects.
         controls: of random_init, pixels, hog, pretrained. The last is left out where its weights are not at hand.
         teacher: another backbone with its own image_spec, measured alike.
+        classifier, teacher_classifier: what these were trained with, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
         omitted: what the caller could not bring, and why; the verdict names it.
         trained_on: digest of the images the backbone was pretrained on; if they are these, the table says so.
@@ -129,10 +164,12 @@ def evaluate(
     task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)
     measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))
     measured.omitted |= omitted or {}
-    model = Subject("model", backbone, image_spec, task)
+    model = Subject("model", backbone, image_spec, task, classifier=classifier)
+    if teacher is not None:
+        model.teacher = Subject("teacher", *teacher, task, classifier=teacher_classifier)
     measured.add(model, chosen)
     health = _health(model)
-    for control in build_controls(controls, model, teacher):
+    for control in build_controls(controls, model):
         if isinstance(control, Subject):
             measured.add(control, chosen)
         else:
@@ -211,6 +248,7 @@ class _Measured:
     comparisons: list[Comparison] = field(default_factory=list)
     omitted: dict[str, str] = field(default_factory=dict)
     model_scores: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    telling_metric: dict[tuple[str, str], str] = field(default_factory=dict)
     _model: dict[tuple[str, str, str], tuple[list[float], np.ndarray | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -220,20 +258,27 @@ class _Measured:
         for protocol in protocols:
             reason = protocol.reason_to_skip(subject)
             if reason is not None:
-                self.omitted[f"{protocol.name} of {subject.name}"] = reason
+                if reason:
+                    self.omitted[f"{protocol.name} of {subject.name}"] = reason
                 continue
             for outcome in protocol.run(subject):
                 given = protocol.given(without=protocol.bare if outcome.variant else "")
                 outcome = replace(outcome, variant=", ".join(filter(None, (outcome.variant, given))))
+                metrics = [*protocol.metrics(self.metrics), *outcome.by_image]
                 if subject.name == "model":
                     self.model_scores[protocol.name, outcome.variant] = outcome.scores[0]
-                for metric in self.metrics:
+                    self.telling_metric[protocol.name, outcome.variant] = metrics[0]
+                for metric in metrics:
                     self._add_value(subject, protocol.name, outcome, metric)
 
     def _add_value(self, subject: Subject, protocol: str, outcome: Outcome, metric: str) -> None:
         labels = self.task.test_labels
-        values = [METRICS[metric](scores, labels) for scores in outcome.scores]
-        drawn = resampled(metric, outcome.scores[0], labels, self.counts) if len(values) == 1 else None
+        if metric in outcome.by_image:
+            values = [float(outcome.by_image[metric].mean())]
+            drawn: np.ndarray | None = resampled_mean(outcome.by_image[metric], self.counts)
+        else:
+            values = [METRICS[metric](scores, labels) for scores in outcome.scores]
+            drawn = resampled(metric, outcome.scores[0], labels, self.counts) if len(values) == 1 else None
         if drawn is None:
             low, high = seeds_interval(values)
         else:
@@ -249,7 +294,12 @@ class _Measured:
             "interval": f"t, {len(values)} seeds" if drawn is None else f"bootstrap, {self.counts.shape[1]} resamples",
         }
         row = {"protocol": protocol, "metric": metric, "value": float(np.mean(values))}
-        row |= {"low": max(low, 0.0), "high": min(high, 1.0), "settings": settings, "subject": subject.name}
+        row |= {
+            "low": max(low, 0.0),
+            "high": high if metric == "nll" else min(high, 1.0),
+            "settings": settings,
+            "subject": subject.name,
+        }
         self.rows.append(row)
         key = (protocol, outcome.variant, metric)
         if subject.name == "model":
@@ -271,9 +321,10 @@ def _telling(protocol: str) -> int:
 
 
 def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Evaluation:
-    task, metric = measured.task, measured.metrics[0]
+    task = measured.task
     keys = sorted(measured.model_scores, key=lambda k: _telling(k[0]))
     protocol, variant = keys[0]
+    metric = measured.telling_metric[protocol, variant]
     own = next(
         row
         for row in measured.rows
@@ -341,6 +392,6 @@ def _health(model: Subject) -> dict[str, float]:
 
 def _cell(row: dict[str, Any]) -> tuple[str, str]:
     """Value and interval, in percent where the metric is an accuracy."""
-    if row["metric"] == "roc_auc":
+    if row["metric"] in NO_SHARES:
         return f"{row['value']:.3f}", f"{row['low']:.3f}–{row['high']:.3f}"
     return f"{100 * row['value']:.1f}", f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"

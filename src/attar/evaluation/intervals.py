@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attar.evaluation.metrics import auc_classes
+from attar.evaluation.metrics import auc_classes, calibration, ece, surprise
 
 CONFIDENCE = 0.95
 EXACT_AUC = 30_000  # test images * classes up to which the area is computed anew in every resample
@@ -29,11 +29,28 @@ def resampled(metric: str, scores: np.ndarray, labels: np.ndarray, counts: np.nd
     """The metric on every resample, float64 (R,). A class that a resample lacks is left out of its mean."""
     if metric == "top1":
         correct = (scores.argmax(axis=1) == labels).astype(np.float32)
-        return (correct @ counts).astype(np.float64) / len(labels)
+        return resampled_mean(correct, counts)
+    if metric == "nll":
+        return resampled_mean(surprise(scores, labels), counts)
+    if metric == "ece":
+        return _ece(scores, labels, counts)
     if metric == "balanced_accuracy":
         return _balanced_accuracy(scores.argmax(axis=1) == labels, labels, counts)
     area = _area if scores.size <= EXACT_AUC else _projected_area
     return _mean_where_defined([area(scores[:, c], labels == c, counts) for c in auc_classes(scores.shape[1])])
+
+
+def _ece(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Moved to have the value itself as their mean: noise within the bins makes every resample's error larger."""
+    bins, excess = calibration(scores, labels)
+    members = bins == np.unique(bins)[:, None]  # (bins, M)
+    drawn = np.abs((members * excess).astype(np.float32) @ counts).sum(axis=0, dtype=np.float64) / len(labels)
+    return np.maximum(drawn - drawn.mean() + ece(scores, labels), 0)
+
+
+def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean of a value that each test image has, on every resample; (R,)."""
+    return (values.astype(np.float32) @ counts).astype(np.float64) / len(values)
 
 
 def _balanced_accuracy(correct: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:

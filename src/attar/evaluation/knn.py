@@ -42,12 +42,17 @@ def knn_scores(
         )
     if not temperature > 0:
         raise AttarError(f"knn: temperature={temperature} is not accepted; give a number > 0, e.g. 0.07.")
-    search = _search_faiss if len(train) > FAISS_ROWS and train.device.type == "cpu" else _search
-    similarity, nearest = search(F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1), k)
+    similarity, nearest = nearest_rows(F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1), k)
     weight = (similarity.double() / temperature).softmax(dim=1)  # the common factor cancels; nothing overflows
     scores = torch.zeros(len(test), num_classes, dtype=torch.float64, device=test.device)
     scores.scatter_add_(1, train_labels.to(test.device)[nearest], weight)
     return scores.cpu().numpy()
+
+
+def nearest_rows(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Inner product and position (M, k) of the k rows of train (n, D) that are nearest to each row of test (M, D)."""
+    search = _search_faiss if len(train) > FAISS_ROWS and train.device.type == "cpu" else _search
+    return search(train, test, k)
 
 
 def _search(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:

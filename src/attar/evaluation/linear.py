@@ -96,7 +96,7 @@ def linear_probe(
     standardise = standardise or Standardiser.of(values)
     x = standardise(values)
     tried = sorted(set(penalties), reverse=True)
-    splits = _splits(labels, seed) if len(tried) > 1 else []
+    splits = held_out_splits(labels, seed) if len(tried) > 1 else []
     if not splits:
         tried = [FALLBACK_PENALTY if len(tried) > 1 else tried[0]]
     if solver == "sgd":
@@ -198,7 +198,7 @@ def fit_sgd(
     return weight
 
 
-def _splits(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+def held_out_splits(labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     """(fitted, held out) rows: one split, or five for few images; none when a class has a single image."""
     on_cpu = labels.cpu().numpy()
     if np.unique(on_cpu, return_counts=True)[1].min() < 2:

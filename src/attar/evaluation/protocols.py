@@ -6,13 +6,18 @@ from dataclasses import fields
 from typing import Any
 
 from attar.errors import RecipeError, unknown_name
+from attar.evaluation.classifier import OwnClassifier
 from attar.evaluation.finetune import Finetune
 from attar.evaluation.knn import Knn
+from attar.evaluation.layers import Layers
 from attar.evaluation.linear import Linear
 from attar.evaluation.low_label import FewShot, LowLabel
+from attar.evaluation.mlp import Mlp
+from attar.evaluation.retrieval import Retrieval
 from attar.evaluation.subject import Protocol
 
-PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in (Knn, Linear, Finetune, LowLabel, FewShot)}
+_ALL = (Knn, Linear, Mlp, Finetune, LowLabel, FewShot, Layers, OwnClassifier, Retrieval)
+PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in _ALL}
 
 
 def parse_protocol(text: str | Protocol) -> Protocol:

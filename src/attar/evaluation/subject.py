@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.data.images import Images, ImageSpec
+from attar.errors import RecipeError
 from attar.evaluation.features import Features, extract_features
 
 if TYPE_CHECKING:
@@ -48,11 +50,34 @@ class Task:
         return self.test.labels
 
 
+@dataclass(frozen=True)
+class Classifier:
+    """The head that a run was trained with: features (B, D) to logits (B, N) of these classes."""
+
+    head: nn.Module
+    classes: tuple[str, ...]
+
+    def order(self, wanted: Sequence[str]) -> list[int]:
+        """The columns of the wanted classes, matched by name.
+
+        Raises:
+            RecipeError: it tells other classes apart.
+        """
+        if set(self.classes) != set(wanted) or len(self.classes) != len(wanted):
+            few = lambda names: ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")  # noqa: E731
+            raise RecipeError(
+                f"its classifier tells {len(self.classes)} classes apart ({few(self.classes)}), the images show "
+                f"{len(wanted)} ({few(wanted)}); they must be the same, in any order."
+            )
+        return [self.classes.index(name) for name in wanted]
+
+
 @dataclass
 class Subject:
     """One line of the table: a backbone, the input it expects, and its features of the task's images.
 
     name: model, random_init, pixels, hog, teacher or pretrained. settings: what a reader must know about it.
+    classifier: its own, where it was trained with one. teacher: of the model.
     """
 
     name: str
@@ -60,6 +85,8 @@ class Subject:
     image: ImageSpec
     task: Task
     settings: dict[str, Any] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    teacher: Subject | None = None
 
     @cached_property
     def train(self) -> Features:
@@ -104,11 +131,13 @@ class Outcome:
 
     scores: class probabilities of the test images, float64 (M, N), one array for each seed.
     settings: for the table. variant: tells the outcomes of one protocol apart; the same for every subject.
+    by_image: further metrics, each with its value for every test image, (M,); of outcomes with one seed.
     """
 
     scores: list[np.ndarray]
     settings: dict[str, Any]
     variant: str = ""
+    by_image: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def _default(protocol: Protocol, name: str) -> Any:
@@ -133,6 +162,10 @@ class Protocol:
     def run(self, subject: Subject) -> list[Outcome]:
         raise NotImplementedError(f"{type(self).__name__}.run is not defined")
 
+    def metrics(self, usual: Sequence[str]) -> list[str]:
+        """Of the scores, the telling one first; before those of `Outcome.by_image`."""
+        return list(usual)
+
     def reason_to_skip(self, subject: Subject) -> str | None:
-        """Why this subject cannot be measured this way; None if it can."""
+        """Why this subject cannot be measured this way; None if it can, "" where nobody would expect it."""
         return None

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from attar.evaluation.metrics import LOWER_IS_BETTER, NO_SHARES
+
 COLLAPSED_STD = 0.02  # of normalised features, 1 for an isotropic cloud; pooled rectified features lie near 0.3
 COLLAPSED_RANK = 1.5
 WIDE = 0.05  # half an interval, in units of the metric, above which the test set is called small
@@ -20,7 +22,18 @@ NAMES = {
     "teacher": "the teacher",
     "pretrained": "the ImageNet-pretrained twin",
 }
-METRIC_NAMES = {"top1": "top-1", "roc_auc": "ROC-AUC", "balanced_accuracy": "balanced accuracy"}
+_METRIC_NAMES = {
+    "top1": "top-1",
+    "roc_auc": "ROC-AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "nll": "NLL (lower is better)",
+    "ece": "ECE (lower is better)",
+    "agreement": "agreement with the teacher",
+}
+
+
+def metric_name(metric: str) -> str:
+    return _METRIC_NAMES.get(metric, metric)
 
 
 @dataclass(frozen=True)
@@ -43,9 +56,9 @@ class Comparison:
     @property
     def outcome(self) -> str:
         """better, worse, or not distinguishable; of the model, at 95 %."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "not distinguishable"
+        if self.low <= 0 <= self.high:
+            return "not distinguishable"
+        return "better" if (self.low > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "difference": self.difference, "outcome": self.outcome}
@@ -105,6 +118,8 @@ def _headline(f: Findings) -> str:
     if pixels and pixels.outcome != "better":
         verb = "is worse than" if pixels.outcome == "worse" else "cannot be told from"
         return f"NO GAIN: the model {verb} raw pixels."
+    if not f.controls and f.protocol.startswith("classifier"):
+        return _headline_of_classifier(f)
     if not f.controls:
         return "NO CONTROLS: measured without anything to compare with, so nothing follows about whether it helped."
     best = f.controls[0]
@@ -115,9 +130,16 @@ def _headline(f: Findings) -> str:
     return f"UNDECIDED: the model cannot be told from the best control, {NAMES[best.subject]}."
 
 
+def _headline_of_classifier(f: Findings) -> str:
+    """Its controls have no classifier; it is told from chance alone."""
+    if f.low <= f.chance:
+        return "NO GAIN: its own classifier cannot be told from naming the most frequent class."
+    return "ABOVE CHANCE: its own classifier names more than the most frequent class; linear tells it from controls."
+
+
 def _measured(f: Findings) -> str:
     measured = (
-        f"{f.protocol}, {METRIC_NAMES[f.metric]}: {_value(f, f.value)} ({_value(f, f.low)} to {_value(f, f.high)})"
+        f"{f.protocol}, {metric_name(f.metric)}: {_value(f, f.value)} ({_value(f, f.low)} to {_value(f, f.high)})"
     )
     note = " Pretraining has seen these images, without labels." if f.seen_in_pretraining else ""
     return f"{measured} on {f.num_test:,} test images; chance is {_value(f, f.chance)}.{note}"
@@ -212,19 +234,19 @@ def _round_up(number: float) -> int:
 
 
 def _value(f: Findings, value: float) -> str:
-    return f"{value:.3f}" if f.metric == "roc_auc" else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if f.metric in NO_SHARES else f"{100 * value:.1f} %"
 
 
 def _points(f: Findings, value: float) -> str:
-    return f"{value:.3f}" if f.metric == "roc_auc" else f"{100 * value:.1f} points"
+    return f"{value:.3f}" if f.metric in NO_SHARES else f"{100 * value:.1f} points"
 
 
 def _signed(f: Findings, value: float) -> str:
-    return f"{value:+.3f}" if f.metric == "roc_auc" else f"{100 * value:+.1f}"
+    return f"{value:+.3f}" if f.metric in NO_SHARES else f"{100 * value:+.1f}"
 
 
 def _difference(f: Findings, c: Comparison) -> str:
-    unit = "" if f.metric == "roc_auc" else " points"
+    unit = "" if f.metric in NO_SHARES else " points"
     return f"{_signed(f, c.difference)}{unit} ({_signed(f, c.low)} to {_signed(f, c.high)})"
 
 

@@ -145,6 +145,7 @@ def similarity_distillation(
     student_temperature: float,
     teacher_temperature: float,
     include_self: bool,
+    student_anchors: Tensor | None = None,
 ) -> Tensor:
     """The student's similarities to the anchors must be distributed as the teacher's.
 
@@ -154,6 +155,8 @@ def similarity_distillation(
     Args:
         student, teacher: (B, E), row i of both from the same image, any scale. The teacher is detached.
         anchors: (Q, E), a queue of teacher embeddings, any scale, detached.
+        student_anchors: (Q, E'), the same anchors in the student's own space, row a of both from the same image,
+            detached; student is then (B, E') and compared with these. None: the student lives in the teacher's space.
         student_temperature, teacher_temperature: > 0. SEED: 0.2 and 0.01; CompRess: 0.04 and 0.04.
         include_self: SEED True, CompRess False. With it and a teacher temperature of 0.01 or less, practically all
             of the teacher's probability lies on the image itself, and the loss is InfoNCE with the teacher's key.
@@ -162,12 +165,17 @@ def similarity_distillation(
         Scalar in nats; all rows equal: log(Q), or log(1 + Q) with include_self.
 
     Raises:
-        ShapeError: if the shapes do not fit. RecipeError: a temperature <= 0.
+        ShapeError: if the shapes do not fit. RecipeError: a temperature <= 0, or student_anchors with include_self:
+            the image itself has no embedding in a second space.
 
     Source: Fang et al. 2021 (SEED), arXiv:2101.04731, eq. 4 to 6; Koohpayegani et al. 2020 (CompRess),
         arXiv:2010.14713, eq. 1 to 3.
     Differs: CompRess writes KL, which has the same gradient.
     """
+    if student_anchors is not None:
+        return _in_two_spaces(
+            student, teacher, student_anchors, anchors, student_temperature, teacher_temperature, include_self
+        )
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ShapeError(
             f"similarity_distillation: student has shape {tuple(student.shape)} and teacher {tuple(teacher.shape)}; "
@@ -180,3 +188,59 @@ def similarity_distillation(
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
     )
+
+
+def _in_two_spaces(
+    student: Tensor,
+    teacher: Tensor,
+    student_anchors: Tensor,
+    anchors: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    include_self: bool,
+) -> Tensor:
+    if include_self:
+        raise RecipeError("similarity_distillation: include_self needs one space; leave out student_anchors.")
+    if len(student_anchors) != len(anchors):
+        raise ShapeError(
+            f"similarity_distillation: student_anchors has {len(student_anchors)} rows and anchors {len(anchors)}; "
+            "row a of both is the same image."
+        )
+    return soft_cross_entropy(
+        anchor_similarities(student, None, student_anchors),
+        anchor_similarities(teacher, None, anchors),
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+
+
+@full_precision
+def token_similarity(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """The places of an image must resemble each other in the student as they do in the teacher.
+
+    P = softmax over rows of cos(t_n, t_m) / T, Q the same of the student's tokens;
+    loss = mean over images and places n of  KL( P_n || Q_n ) = sum_m P_nm log( P_nm / Q_nm ).
+
+    Args:
+        student: (B, N, D) tokens, any scale. teacher: (B, N, D'), token n of both from the same place; detached.
+        temperature: T, > 0, of both.
+
+    Returns:
+        Scalar >= 0 in nats; 0 where all cosines agree, so a rotation of the space changes nothing.
+
+    Raises:
+        ShapeError: if the numbers of images or tokens differ. RecipeError: if temperature <= 0.
+
+    Source: distillation v3 of lightly-train (2025), a library; no paper defines it.
+    """
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ShapeError(
+            f"token_similarity: student has shape {tuple(student.shape)} and teacher {tuple(teacher.shape)}; both must "
+            "be (B, N, width) with the same tokens. Resize one of the maps."
+        )
+    check_positive("token_similarity", temperature=temperature)
+    log_student, log_teacher = (
+        torch.log_softmax(unit @ unit.transpose(1, 2) / temperature, dim=2).flatten(0, 1)
+        for unit in (F.normalize(student, dim=2), F.normalize(teacher.detach(), dim=2))
+    )
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)  # rows: B * N

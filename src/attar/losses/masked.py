@@ -54,6 +54,31 @@ def masked_smooth_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor
 
 
 @full_precision
+def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Squared error of pixels, each with a weight; what has none is not counted.
+
+    loss = mean_b 1 / |{p : w_bp > 0}| sum_p w_bp mean_c (prediction_bcp - target_bcp)^2
+
+    Args:
+        prediction, target: (B, C, H, W). The target is detached.
+        weights: (B, 1, H, W), >= 0. Weights of 1 everywhere give the plain mean squared error.
+
+    Source: Pathak et al. 2016, arXiv:1604.07379, eq. 1.
+    Differs: the mean over the predicted pixels; the paper writes the sum.
+    """
+    if prediction.ndim != 4 or prediction.shape != target.shape or prediction.numel() == 0:
+        raise ShapeError(
+            f"weighted_mse: prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; both must "
+            "be (B, C, H, W), equal and not empty."
+        )
+    B, _, H, W = prediction.shape
+    if weights.shape != (B, 1, H, W):
+        raise ShapeError(f"weighted_mse: weights have shape {tuple(weights.shape)}; {(B, 1, H, W)} are needed.")
+    errors = weights * (prediction - target.detach()).square().mean(dim=1, keepdim=True)
+    return (errors.sum(dim=(1, 2, 3)) / (weights > 0).sum(dim=(1, 2, 3)).clamp_min(1)).mean()
+
+
+@full_precision
 def normalise_patches(patches: Tensor) -> Tensor:
     """Each patch minus its mean, divided by its standard deviation (unbiased; 1e-6 is added to the variance).
 

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ from attar.methods import entry
 
 if TYPE_CHECKING:
     from attar.models.backbones import Backbone
+    from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.views.batches import ViewMaker
 
@@ -42,7 +45,8 @@ class Recipe:
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # base * B / 256; base * sqrt(B); base
     lr: float | None = None
     final_lr: float = 0.0
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    num_cycles: int = 1  # of a cosine; each starts at the peak again
     lr_drops: tuple[float, ...] = ()  # fractions of training at which `step` multiplies by lr_drop_factor
     lr_drop_factor: float = 0.1
     warmup_fraction: float = 0.0
@@ -62,6 +66,13 @@ class Recipe:
             return self.lr
         scale = {"linear": self.batch_size / 256, "sqrt": self.batch_size**0.5, "none": 1.0}
         return self.base_lr * scale[self.lr_scaling]
+
+    def cycle(self, step: int, total_steps: int) -> tuple[int, float]:
+        """The cosine cycle a step lies in, from 0, and how much of that cycle is done; cycles begin after warm-up."""
+        warmup = round(self.warmup_fraction * total_steps)
+        passed = max(step - warmup, 0) * self.num_cycles / max(total_steps - warmup, 1)
+        number = min(int(passed), self.num_cycles - 1)
+        return number, passed - number
 
 
 @dataclass(frozen=True)
@@ -98,13 +109,37 @@ class Setup:
     """What a method may be built from besides its recipe and backbone.
 
     image: size, channels and normalisation of the inputs. images: the training images (for banks, tables and
-    pseudo-labels keyed by index). teacher: for distillers only. seed: of the run.
+    pseudo-labels keyed by index). teacher: for distillers only; clusters: what was made of one, for methods that take
+    these in its place. seed: of the run. device: where it will train. cache: a folder for large tables; None: they are
+    made anew.
     """
 
     image: ImageSpec
     images: Images
     teacher: Teacher | None = None
+    clusters: Clusters | None = None
     seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cache: Path | None = None
+
+    def require_teacher(self, method: str) -> Teacher:
+        """The teacher of a distiller.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        if self.teacher is None:
+            raise RecipeError(f"{method}: it distils and needs a teacher; give one in setup.teacher.")
+        return self.teacher
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with the heads that are kept beside it."""
+
+    backbone: Backbone
+    projector: nn.Module | None = None
+    classifier: nn.Module | None = None
 
 
 @dataclass
@@ -128,10 +163,12 @@ class Method(nn.Module):
     """Base of all methods. Subclasses define `step`, and set `backbone` in `__init__(recipe, backbone, setup)`.
 
     `forward` is `step`, so that DistributedDataParallel can wrap a method as it is.
-    needs_teacher: True for distillers. needs_labels: True for methods that are trained with labels; every label of a
-    batch is then known. batch_coupled: True where the loss compares samples of one batch, so that gradient
-    accumulation changes it. projector: the head whose output a distiller may learn from (None: features).
-    classifier: the head that names classes from the backbone's features, kept with the run (None: no classes).
+    needs_teacher: True for distillers. needs_clusters: for those that take clusters of the teacher's features in its
+    place; their recipes have the fields of `ClusterSettings`. needs_labels: True for methods that are trained with
+    labels; every label of a batch is then known. batch_coupled: True where the loss compares samples of one batch, so
+    that gradient accumulation changes it. projector: the head whose output a distiller may learn from (None:
+    features). classifier: the head that names classes from the backbone's features, kept with the run (None: no
+    classes).
 
     needs_tokens: for methods that mask the patches of a vision transformer, which one they can train: "any"; "class",
     one whose features are its class token; "mean", one whose features are the mean of its patch tokens. They call
@@ -140,6 +177,7 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = False
+    needs_clusters: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_tokens: ClassVar[Literal["", "any", "class", "mean"]] = ""
     batch_coupled: ClassVar[bool] = False
@@ -170,6 +208,10 @@ class Method(nn.Module):
         """What the network, in eval mode, says to its own task for a batch of views; None where there is no picture
         of it. For the report."""
         return None
+
+    def others(self) -> Mapping[str, Trained]:
+        """Networks that were trained beside the backbone, by name; each is saved like a run, in RUN/NAME."""
+        return {}
 
     def after_step(self, progress: Progress) -> None:
         """State that is not trained by gradient: momentum teacher, centre. Called after the optimiser's update."""
@@ -283,7 +325,12 @@ _USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "nesterov": ("sgd", "lars"),
         "adam_betas": ("adamw",),
     },
-    "schedule": {"lr_drops": ("step",), "lr_drop_factor": ("step",), "final_lr": ("cosine",)},
+    "schedule": {
+        "lr_drops": ("step",),
+        "lr_drop_factor": ("step",),
+        "final_lr": ("cosine", "linear"),
+        "num_cycles": ("cosine",),
+    },
 }
 
 

@@ -1,20 +1,23 @@
 """Backbone: one face for every network that is kept after training, and building one by name.
 
-Own small nets live in small_nets.py, small vision transformers in small_vits.py, handcrafted features (hog, pixels) in
-handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one for colour (lab.py).
+Own small nets live in small_nets.py, binary ones in binary.py, small vision transformers in small_vits.py, handcrafted
+features (hog, pixels) in handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one
+for colour, and lightness_NAME is one for lightness alone (lab.py); exit1_NAME is NAME up to its first early exit
+(early_exit.py).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import handcrafted, lab, small_nets, small_vits
+from attar.models import binary, early_exit, handcrafted, lab, small_nets, small_vits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +68,35 @@ class Backbone(nn.Module):
         spec = self.spec
         if spec.name in handcrafted.NAMES:
             return False
-        training = self.training
-        with torch.no_grad():
-            maps = list(self.eval().stages(torch.zeros(2, spec.channels, spec.image_size, spec.image_size)).values())
-        self.train(training)
+        maps = list(self.stages_of_blank().values())
         return bool(maps) and maps[-1].ndim == 4 and maps[-1].shape[2:] == (1, 1) and maps[0].shape[2:] != (1, 1)
+
+    def stages_of_blank(self) -> dict[str, Tensor]:
+        """What `stages` gives for two blank images, in eval mode: names and shapes."""
+        spec, training = self.spec, self.training
+        device = next((p.device for p in self.parameters()), None)
+        with torch.no_grad():
+            maps = self.eval().stages(torch.zeros(2, spec.channels, spec.image_size, spec.image_size, device=device))
+        self.train(training)
+        return maps
+
+    def require_size(self, side: int, *, setting: str) -> None:
+        """For methods that show it pieces of images: does it take squares of this many pixels?
+
+        Raises:
+            BackboneError: if not, naming the setting that makes them larger.
+        """
+        training = self.training
+        try:
+            with torch.no_grad():
+                self.eval()(torch.zeros(2, self.spec.channels, side, side))
+        except Exception as error:  # any shape mismatch inside the network
+            raise BackboneError(
+                f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use a larger {setting}, a larger "
+                f"--image-size, or a net for small images such as resnet20. ({type(error).__name__}: {error})"
+            ) from error
+        finally:
+            self.train(training)
 
     def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and what they are pooled from, in one pass: (B, D', H', W'), or tokens (B, N, D').
@@ -78,6 +105,8 @@ class Backbone(nn.Module):
             BackboneError: for a network that pools no map.
         """
         network: Any = self.network
+        if hasattr(network, "features_and_map"):  # a network around another
+            return network.features_and_map(images)
         if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
             raise BackboneError(f"{self.spec.name} shows no map that its features are pooled from; take a convnet.")
         feature_map = network.forward_features(images)
@@ -97,6 +126,21 @@ class Backbone(nn.Module):
             raise BackboneError(f"{self.spec.name} does not show its stages on the way; take a ResNet or its kin.")
         last, listed = network.forward_intermediates(images)
         return network.forward_head(last), {f"stage{i + 1}": m for i, m in enumerate(listed)}
+
+    @torch.no_grad()
+    def map_shape(self) -> tuple[int, ...]:
+        """Of what the features of one image are pooled from: (D', H', W'), or (N, D') for tokens.
+
+        Raises:
+            BackboneError: for a network that pools no map.
+        """
+        modes = {module: module.training for module in self.modules()}
+        device = next(self.parameters(), torch.empty(0)).device
+        size = self.spec.image_size
+        _, feature_map = self.eval().features_and_map(torch.zeros(1, self.spec.channels, size, size, device=device))
+        for module, mode in modes.items():
+            module.training = mode
+        return tuple(feature_map.shape[1:])
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more time.
@@ -142,9 +186,25 @@ def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
     return keep
 
 
+def patch_map(backbone: Backbone, feature_map: Tensor) -> Tensor:
+    """What `Backbone.features_and_map` showed as a map (B, D, H, W): class tokens and registers are left out.
+
+    Raises:
+        BackboneError: tokens that form no square grid.
+    """
+    network: Any = backbone.network
+    if feature_map.ndim == 4:
+        return feature_map.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else feature_map
+    patches = feature_map[:, getattr(network, "num_prefix_tokens", 0) :]
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise BackboneError(f"{backbone.spec.name}: its {patches.shape[1]} patch tokens form no square grid.")
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
 def backbone_names(*, with_timm: bool = False) -> list[str]:
     """Own names (factors, depths and patches are open: resnet20x2, wrn_16_2, vit_tiny_p6), and timm's on demand."""
-    own = [*small_nets.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
+    own = [*small_nets.EXAMPLES, *binary.EXAMPLES, *small_vits.EXAMPLES, *handcrafted.NAMES]
     if not with_timm:
         return own
     import timm
@@ -160,8 +220,10 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     """
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
-    name = name.removeprefix(lab.PREFIX)
-    if name in handcrafted.NAMES or small_vits.matches(name) or small_nets.build(name, channels=3) is not None:
+    name = name.removeprefix(lab.PREFIX).removeprefix(lab.LIGHTNESS_PREFIX)
+    if cut := early_exit.parse(name):
+        name = cut[1]
+    if name in handcrafted.NAMES or small_vits.matches(name) or build_small(name, channels=3) is not None:
         if stem == "small":
             raise BackboneError(f"{name} takes no stem=small: it would be ignored. Leave it out.")
         return
@@ -169,6 +231,11 @@ def check_name(name: str, *, stem: str = "standard") -> None:
 
     if not timm.is_model(name):
         raise BackboneError(unknown_name("backbone", name, backbone_names(with_timm=True)))
+
+
+def build_small(name: str, *, channels: int) -> nn.Module | None:
+    """An own convolutional network, real or binary; None for any other name."""
+    return small_nets.build(name, channels=channels) or binary.build(name, channels=channels)
 
 
 def build_backbone(
@@ -183,8 +250,8 @@ def build_backbone(
     """Build a network without a classifier; initial weights come from torch's global generator.
 
     Args:
-        name: an own net (small_nets.py, small_vits.py), "hog", "pixels", any name of timm, or one of these behind
-            "lab_".
+        name: an own net (small_nets.py, binary.py, small_vits.py), "hog", "pixels", any name of timm, or one of
+            these behind "lab_" or "lightness_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -194,10 +261,15 @@ def build_backbone(
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
     check_name(name, stem=stem)
-    if name.startswith(lab.PREFIX):
+    if name.startswith((lab.PREFIX, lab.LIGHTNESS_PREFIX)):
         return _build_lab(spec, pretrained)
+    if cut := early_exit.parse(name):
+        whole = build_backbone(
+            cut[1], channels=channels, image_size=image_size, stem=stem, pretrained=pretrained, drop_path=drop_path
+        )
+        return cut_at_exit(whole, cut[0])
     vit = small_vits.build(name, channels=channels, image_size=image_size, drop_path=drop_path)
-    network = vit or small_nets.build(name, channels=channels) or handcrafted.build(name, channels, image_size)
+    network = vit or build_small(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:
         network = _build_timm(spec, pretrained)
     else:
@@ -215,18 +287,40 @@ def build_backbone(
 def _build_lab(spec: BackboneSpec, pretrained: bool) -> Backbone:
     if spec.channels != 3:
         raise BackboneError(f"{spec.name} splits colour images; these have {spec.channels} channels, and 3 are needed.")
-    light, colour = (
+    prefix = lab.PREFIX if spec.name.startswith(lab.PREFIX) else lab.LIGHTNESS_PREFIX
+    parts = [
         build_backbone(
-            spec.name.removeprefix(lab.PREFIX),
+            spec.name.removeprefix(prefix),
             channels=channels,
             image_size=spec.image_size,
             stem=spec.stem,
             pretrained=pretrained,
             drop_path=spec.drop_path,
         )
-        for channels in (1, 2)
+        for channels in ((1, 2) if prefix == lab.PREFIX else (1,))
+    ]
+    network = lab.LabHalves(*parts) if prefix == lab.PREFIX else lab.LightnessOnly(*parts)
+    return Backbone(network, spec, sum(part.num_features for part in parts))
+
+
+def cut_at_exit(backbone: Backbone, number: int, branch: early_exit.Branch | None = None) -> Backbone:
+    """A network of its own, up to this exit (from 1, the shallowest); the weights are copied.
+
+    branch: what makes features of the map there; None: a new one.
+
+    Raises:
+        BackboneError: a network without early exits, or with fewer.
+    """
+    exits = early_exit.exits_of(backbone)
+    name = f"exit{number}_{backbone.spec.name}"
+    if not 1 <= number <= len(exits):
+        raise BackboneError(f"{name}: {backbone.spec.name} has {len(exits)} early exits, exit1 to exit{len(exits)}.")
+    stages = list(backbone.stages_of_blank())
+    last = list(exits)[number - 1]
+    network = early_exit.EarlyExit(
+        copy.deepcopy(backbone.network), stages, last, copy.deepcopy(branch) if branch is not None else exits[last]
     )
-    return Backbone(lab.LabHalves(light, colour), spec, light.num_features + colour.num_features)
+    return Backbone(network, replace(backbone.spec, name=name), backbone.num_features)
 
 
 def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:

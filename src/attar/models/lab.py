@@ -1,8 +1,13 @@
-"""LabHalves: one network made of two, of which one sees the lightness of an image and the other its colour."""
+"""Networks that take RGB images as any other does, and see them in Lab.
+
+LabHalves       one network made of two: one sees the lightness of an image, the other its colour (CMC)
+LightnessOnly   one network that sees the lightness alone, one channel (colorization)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +16,17 @@ from attar.data.images import IMAGENET_MEAN, IMAGENET_STD
 from attar.views.colour import rgb_to_lab
 
 PREFIX = "lab_"  # lab_resnet18: two ResNet-18
+LIGHTNESS_PREFIX = "lightness_"  # lightness_resnet18: one ResNet-18 of one channel
 
 # Middle and half the width of the range of L, a and b over all sRGB colours.
 _MIDDLE = (50.0, 6.025, -6.689)
 _HALF_RANGE = (50.0, 92.208, 101.168)
 
 
-class LabHalves(nn.Module):
-    """RGB images (B, 3, H, W), normalised as usual -> features of the L half, then of the ab half, (B, 2D).
+class SeesLab(nn.Module):
+    """What the networks below share: the normalisation of their inputs, undone before the conversion to Lab.
 
-    The first half of the features depends on L alone, the second on a and b alone.
-    mean, std: of the images' normalisation, undone before the conversion. They are saved with the weights; ImageNet's
-    until `expect` says otherwise.
+    mean, std: of the images' normalisation. They are saved with the weights; ImageNet's until `expect` says otherwise.
     """
 
     mean: Tensor
@@ -30,9 +34,8 @@ class LabHalves(nn.Module):
     middle: Tensor
     half_range: Tensor
 
-    def __init__(self, lightness: nn.Module, colour: nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.lightness, self.colour = lightness, colour
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
         for name, values in (("middle", _MIDDLE), ("half_range", _HALF_RANGE)):
@@ -43,10 +46,25 @@ class LabHalves(nn.Module):
         self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
 
+    def lab(self, images: Tensor) -> Tensor:
+        """L in [0, 100], a and b of normalised RGB images: (B, 3, H, W), float32."""
+        return rgb_to_lab(images * self.std + self.mean)
+
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """L (B, 1, H, W) and ab (B, 2, H, W), both within [-1, 1]."""
-        lab = (rgb_to_lab(images * self.std + self.mean) - self.middle) / self.half_range
+        lab = (self.lab(images) - self.middle) / self.half_range
         return lab[:, :1], lab[:, 1:]
+
+
+class LabHalves(SeesLab):
+    """RGB images (B, 3, H, W), normalised as usual -> features of the L half, then of the ab half, (B, 2D).
+
+    The first half of the features depends on L alone, the second on a and b alone.
+    """
+
+    def __init__(self, lightness: nn.Module, colour: nn.Module):
+        super().__init__()
+        self.lightness, self.colour = lightness, colour
 
     def forward(self, images: Tensor) -> Tensor:
         light, colour = self.split(images)
@@ -57,3 +75,27 @@ class LabHalves(nn.Module):
         light, colour = self.split(images)
         of_light, of_colour = self.lightness.stages(light), self.colour.stages(colour)  # type: ignore[operator]
         return {k: torch.cat([m, of_colour[k]], dim=1 if m.ndim == 4 else -1) for k, m in of_light.items()}
+
+
+class LightnessOnly(SeesLab):
+    """RGB images (B, 3, H, W), normalised as usual -> features (B, D) of a network that sees L alone."""
+
+    def __init__(self, lightness: nn.Module):
+        super().__init__()
+        self.lightness: Any = lightness
+
+    def light(self, images: Tensor) -> Tensor:
+        """What the network sees: L within [-1, 1], (B, 1, H, W)."""
+        return self.split(images)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.lightness(self.light(images))
+
+    def stages_of(self, images: Tensor) -> dict[str, Tensor]:
+        return self.lightness.stages(self.light(images))
+
+    def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lightness.features_and_map(self.light(images))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.lightness.network.set_grad_checkpointing(enable)

@@ -1,4 +1,4 @@
-"""MomentumTeacher: a copy of the trained network that follows it slowly."""
+"""Copies of the trained network: MomentumTeacher follows it slowly, FrozenCopy is what it was at some time."""
 
 from __future__ import annotations
 
@@ -29,3 +29,23 @@ class MomentumTeacher(nn.Module):
         """One step of the average. momentum: weight of the old value, in [0, 1]."""
         for own, new in zip(self.module.parameters(), student.parameters(), strict=True):
             own.lerp_(new.to(own.dtype), 1.0 - momentum)
+
+
+class FrozenCopy(nn.Module):
+    """A network as it was when it was last copied: always in eval mode, without gradient, saved with the method."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.module = copy.deepcopy(network).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenCopy:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Become a copy: parameters, and buffers such as batch norm's statistics."""
+        self.module.load_state_dict(network.state_dict())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attar.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from attar.errors import BackboneError, CheckpointError
 from attar.models import handcrafted
-from attar.models.backbones import Backbone, BackboneSpec, build_backbone
+from attar.models.backbones import Backbone, BackboneSpec, build_backbone, build_small
 from attar.models.heads import MLP
 
 FORMAT = "attar.backbone/1"
@@ -50,8 +50,8 @@ def load_backbone(
     """A backbone in eval mode, the images it expects, and its provenance.
 
     Args:
-        spec: a run folder (or any folder with backbone.json); otherwise "hog", "pixels" or a timm name, whose
-            published weights are loaded unless pretrained is False.
+        spec: a run folder (or any folder with backbone.json), or a file of `attar export --format packed`; otherwise
+            "hog", "pixels" or a timm name, whose published weights are loaded unless pretrained is False.
         image_size, channels: for names only; a saved backbone knows its own.
 
     Raises:
@@ -61,6 +61,10 @@ def load_backbone(
     folder = Path(spec)
     if folder.is_dir():
         return _load_saved(folder)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        from attar.models.packed import load_packed
+
+        return load_packed(folder)
     name = str(spec)
     if os.sep in name or name.startswith("."):
         raise CheckpointError(f"{folder.absolute()} does not exist; give a run folder, or the name of a backbone.")
@@ -95,6 +99,28 @@ def _load_saved(folder: Path) -> tuple[Backbone, ImageSpec, dict[str, Any]]:
     )
     _load_weights(folder / "backbone.safetensors", backbone, digest)
     return backbone.eval(), image, {**provenance, "sha256": digest}
+
+
+def start_from(backbone: Backbone, folder: Path) -> str:
+    """Give a new backbone the weights of a finished run, all of them; returns their digest.
+
+    The run's network may have another name as long as all parameters have the same names and shapes, as a network of
+    real weights and its binary twin do.
+
+    Raises:
+        CheckpointError: no finished run, damaged weights, or another network.
+    """
+    digest = saved_digest(folder)
+    _load_weights(folder / "backbone.safetensors", backbone, digest)
+    return digest
+
+
+def saved_digest(folder: Path) -> str:
+    """Of the weights of a finished run."""
+    description = folder / "backbone.json"
+    if not description.is_file():
+        raise CheckpointError(f"{folder.absolute()} is no finished run: it has no backbone.json.")
+    return json.loads(description.read_text())["sha256"]
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -189,9 +215,9 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _is_timm(name: str) -> bool:
-    from attar.models import small_nets, small_vits
+    from attar.models import small_vits
 
-    if small_nets.build(name, channels=3) is not None or small_vits.matches(name):
+    if build_small(name, channels=3) is not None or small_vits.matches(name):
         raise BackboneError(
             f"{name} has no published weights; as a teacher or for evaluation give a run folder, or a timm name."
         )

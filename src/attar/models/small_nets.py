@@ -86,7 +86,7 @@ class Staged(nn.Module):
         return maps
 
 
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
     """He et al. 2015: normal with variance 2 / fan_out."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -133,7 +133,7 @@ class CifarResNet(Staged):
             layers = [BasicBlock(width_in if j == 0 else width, width, 2 if i and j == 0 else 1) for j in range(blocks)]
             self.body[f"stage{i + 1}"] = nn.Sequential(*layers)
             width_in = width
-        _initialise(self)
+        initialise(self)
 
 
 class PreActivationBlock(nn.Module):
@@ -170,7 +170,7 @@ class WideResNet(Staged):
                 layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             self.body[f"stage{i + 1}"] = nn.Sequential(*layers)
             width_in = width
-        _initialise(self)
+        initialise(self)
 
 
 _VGG = {
@@ -194,7 +194,7 @@ class SmallVGG(Staged):
             if i in (1, 2, 3):
                 layers.insert(0, nn.MaxPool2d(2))
             self.body[f"stage{i + 1}"] = nn.Sequential(*layers)
-        _initialise(self)
+        initialise(self)
 
 
 class AlexNet(Staged):
@@ -217,7 +217,7 @@ class AlexNet(Staged):
                 "conv5": nn.Sequential(*block(384, 256, 3, 1, 1), pool),
             }
         )
-        _initialise(self)
+        initialise(self)
 
 
 class NIN(Staged):
@@ -242,4 +242,4 @@ class NIN(Staged):
                 "block4": nn.Sequential(*block(192, (192, 192, 192), 3)),
             }
         )
-        _initialise(self)
+        initialise(self)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from attar.data.images import Images, ImageSpec
 from attar.data.progress import Progress
 from attar.errors import CheckpointError, RecipeError, ShapeError
-from attar.models.backbones import Backbone
+from attar.models.backbones import Backbone, patch_map
 from attar.models.saved import classes_of, head_digest, load_backbone, load_head
 
 logger = logging.getLogger("attar")
@@ -123,6 +123,36 @@ class FrozenTeacher:
         """Its features and what they are pooled from, in one pass; see `Backbone.features_and_map`."""
         self.network.to(images.device)
         return self.backbone.features_and_map(renormalised(images, image, self.image))
+
+
+class JointTeacher:
+    """Several frozen teachers as one: their normalised answers side by side, divided to unit length.
+
+    The cosine of two answers is then the mean of the teachers' cosines, so all have the same say, and every distiller
+    takes several teachers without knowing. Maps are joined alike, resized to the first teacher's grid.
+    """
+
+    def __init__(self, teachers: Sequence[FrozenTeacher]):
+        self.teachers = tuple(teachers)
+        self.image = self.teachers[0].image
+        self.num_features_out = sum(teacher.num_features_out for teacher in self.teachers)
+        self.head = next((teacher.head for teacher in self.teachers if teacher.head is not None), None)
+        self.digest = hashlib.sha256(" ".join(teacher.digest for teacher in self.teachers).encode()).hexdigest()
+
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        return self._joined([teacher(images, index, image, view) for teacher in self.teachers])
+
+    def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
+        """Joined features and the joined map (B, D', H', W') of all."""
+        features, maps = zip(*(teacher.features_and_map(images, image) for teacher in self.teachers))
+        grids = [patch_map(teacher.backbone, own) for teacher, own in zip(self.teachers, maps)]
+        size = grids[0].shape[2:]
+        resized = [F.interpolate(g.float(), size=size, mode="bilinear", align_corners=False) for g in grids]
+        return self._joined(list(features)), self._joined(resized)
+
+    def _joined(self, answers: list[Tensor]) -> Tensor:
+        units = [F.normalize(answer.float(), dim=1) for answer in answers]
+        return torch.cat(units, dim=1) / len(units) ** 0.5
 
 
 def renormalised(images: Tensor, given: ImageSpec, wanted: ImageSpec) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attar.data.images import Images, ImageSpec
+from attar.data.images import CanvasBatch, Images, ImageSpec
 from attar.views.augmentation import CentreView
 from attar.views.boxes import central_boxes
 from attar.views.resample import crop_and_resize
@@ -39,9 +39,7 @@ def collect_gallery(
     for part in np.array_split(chosen, max(-(-len(chosen) // 128), 1)):
         batch = images.batch(part).to(device)
         features.append(backbone(view(batch)).float().cpu().numpy())
-        small = crop_and_resize(batch.canvases, central_boxes(batch.rectangles), THUMBNAIL)[:, :3]
-        pixels = (small * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        thumbnails.append(pixels if pixels.shape[3] == 3 else np.repeat(pixels[..., :1], 3, axis=3))
+        thumbnails.append(thumbnails_of(batch))
     backbone.train(training)
     values = np.concatenate(features)
     arrays: dict[str, Any] = {
@@ -52,6 +50,42 @@ def collect_gallery(
         "where": np.array([str(images.where[i]) if len(images.where) else f"image {images.index[i]}" for i in chosen]),
         "coordinates": map_of(values, seed=seed).astype(np.float32),
     }
+    np.savez_compressed(out, **arrays)
+
+
+def thumbnails_of(batch: CanvasBatch) -> np.ndarray:
+    """The central square of each image in colour, uint8 (B, 48, 48, 3)."""
+    small = crop_and_resize(batch.canvases, central_boxes(batch.rectangles), THUMBNAIL)[:, :3]
+    pixels = (small * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels if pixels.shape[3] == 3 else np.repeat(pixels[..., :1], 3, axis=3)
+
+
+def collect_cluster_gallery(
+    images: Images, cluster: np.ndarray, distance: np.ndarray, *, out: Path, most: int = 24, each: int = 8
+) -> None:
+    """Write the images nearest to the centroids of some clusters, from the largest cluster to the smallest.
+
+    cluster, distance: (N,) of the images. The file: number (n,), size (n,), distance (n,) the mean one, thumbnails
+    (sum of shown, 48, 48, 3), of (sum of shown,) the row of each, and where labels are known the name and the share
+    of the most frequent one.
+    """
+    sizes = np.bincount(cluster)
+    ranked = np.argsort(-sizes, kind="stable")[: int((sizes > 0).sum())]
+    chosen = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(most, len(ranked))).astype(int))]
+    members = [np.flatnonzero(cluster == k) for k in chosen]
+    shown = [rows[np.argsort(distance[rows], kind="stable")[:each]] for rows in members]
+    arrays: dict[str, Any] = {
+        "number": chosen,
+        "size": sizes[chosen],
+        "distance": np.array([distance[rows].mean() for rows in members], np.float32),
+        "thumbnails": thumbnails_of(images.batch(np.concatenate(shown))),
+        "of": np.repeat(np.arange(len(chosen)), [len(rows) for rows in shown]),
+    }
+    if images.labels is not None and (images.labels >= 0).all():
+        counts = [np.bincount(images.labels[rows]) for rows in members]
+        names = [int(c.argmax()) for c in counts]
+        arrays["name"] = np.array([images.classes[n] if n < len(images.classes) else str(n) for n in names])
+        arrays["share"] = np.array([c.max() / c.sum() for c in counts], np.float32)
     np.savez_compressed(out, **arrays)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,24 @@ NAMES = {
     "hog": "HOG",
     "pretrained": "ImageNet twin",
 }
-METRICS = {"top1": "top-1 accuracy", "roc_auc": "ROC-AUC", "balanced_accuracy": "balanced accuracy"}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "roc_auc": "ROC-AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "nll": "negative log-likelihood, lower is better",
+    "ece": "calibration error (ECE), lower is better",
+    "agreement": "same class as the teacher",
+}
 PROTOCOLS = {
     "knn": "k nearest neighbours",
     "linear": "linear probe",
+    "mlp": "non-linear probe",
     "finetune": "fine-tuning",
     "low_label": "few labels",
     "few_shot": "few shots",
+    "layers": "linear probe of layer",
+    "classifier": "its own classifier",
+    "retrieval": "retrieval",
 }
 QUERIES, NEIGHBOURS = 8, 6
 MOST_POINTS = 400  # of a curve
@@ -93,12 +105,14 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         figures=key_figures(main),
         controls=control_plots(main),
         low_labels=low_label_plot(main),
+        layers=layers_plot(main),
         curves=curve_plots(contents),
         health=health_of(main),
         views=image_uri(main.path / "views.png"),
         attention=image_uri(main.path / "attention.png"),
         answers=image_uri(main.path / "answers.png"),
         gallery=gallery_of(main.path / "gallery.npz"),
+        clusters=clusters_of(main.path / "clusters"),
         confusion=confusion_of(main.details),
         lineage=[lineage_of(run) for run in contents],
         loading=loading_of(main),
@@ -115,7 +129,7 @@ def verdict_of(run: RunContent) -> dict[str, Any] | None:
     headline, *rest = run.evaluation["verdict"].splitlines()
     word, colon, remainder = headline.partition(":")
     shout = word if colon and word.isupper() else ""
-    tone = "good" if "BETTER" in shout or ("GAIN" in shout and "NO" not in shout) else "bad" if shout else ""
+    tone = "" if shout == "ABOVE CHANCE" else "good" if "BETTER" in shout else "bad" if shout else ""
     found = {
         "shout": shout,
         "tone": tone,
@@ -173,7 +187,8 @@ def control_plots(run: RunContent) -> list[tuple[str, str]]:
     """(title, plot) for each protocol and metric with one value a subject."""
     found = []
     rows = run.evaluation.get("rows", [])
-    keys = dict.fromkeys((r["protocol"], r["metric"]) for r in rows if r["protocol"] not in ("low_label", "few_shot"))
+    several = ("low_label", "few_shot", "layers")
+    keys = dict.fromkeys((r["protocol"], r["metric"]) for r in rows if r["protocol"] not in several)
     for protocol, metric in keys:
         dots = [
             Dot(NAMES.get(r["subject"], r["subject"]), r["value"], r["low"], r["high"], _kind(r["subject"]))
@@ -200,6 +215,27 @@ def low_label_plot(run: RunContent) -> str:
         bars = [(r["low"], r["high"]) for r in mine]
         lines.append(Line(NAMES.get(subject, subject), x, [r["value"] for r in mine], bars=bars, kind=kind))
     return line_plot(lines, x_label="labels used, %", y_label=METRICS[metric], log_x=True)
+
+
+def layers_plot(run: RunContent) -> str:
+    """Value over the depth of the layer, one line a subject; handcrafted features, which have no depth, are level."""
+    rows = [r for r in run.evaluation.get("rows", []) if r["protocol"] == "layers"]
+    if not rows:
+        return ""
+    metric = run.details.get("metric") or rows[0]["metric"]
+    rows = sorted((r for r in rows if r["metric"] == metric), key=lambda r: r["settings"]["depth"])
+    names = [r["settings"]["variant"].split(",")[0] for r in rows if r["subject"] == "model"]
+    lines = []
+    for kind, subject in enumerate(dict.fromkeys(["model", *(r["subject"] for r in rows)])):
+        mine = [r for r in rows if r["subject"] == subject]
+        if subject in ("pixels", "hog"):
+            x, y, bars = [1, len(names)], [mine[0]["value"]] * 2, None
+        else:
+            x, y = [r["settings"]["depth"] for r in mine], [r["value"] for r in mine]
+            bars = [(r["low"], r["high"]) for r in mine]
+        lines.append(Line(NAMES.get(subject, subject), x, y, bars=bars, kind=kind))
+    title = f"linear probe of each layer, {METRICS[metric]}"
+    return line_plot(lines, x_label="layer, from the input to the output", y_label=title, names=names)
 
 
 def curve_plots(runs: Sequence[RunContent]) -> list[str]:
@@ -268,22 +304,14 @@ def gallery_of(path: Path) -> dict[str, Any] | None:
     """The sprite of thumbnails, the map's points, and neighbours of a few queries."""
     if not path.is_file():
         return None
-    from PIL import Image
-
     with np.load(path, allow_pickle=False) as file:
         content = {name: file[name] for name in file.files}
     thumbnails, labels = content["thumbnails"], content["labels"]
     classes = [str(c) for c in content["classes"]]
     features = content["features"].astype(np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    n, side = len(thumbnails), thumbnails.shape[1]
+    n = len(thumbnails)
     columns = int(np.ceil(np.sqrt(n)))
-    sheet = np.zeros((-(-n // columns) * side, columns * side, 3), np.uint8)
-    for i, picture in enumerate(thumbnails):
-        top, left = i // columns * side, i % columns * side
-        sheet[top : top + side, left : left + side] = picture
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "WEBP", quality=70)
     similarity = features @ features.T
     np.fill_diagonal(similarity, -2)
     queries = np.linspace(0, n - 1, min(QUERIES, n)).astype(int)
@@ -306,7 +334,7 @@ def gallery_of(path: Path) -> dict[str, Any] | None:
     ]
     legend = [{"k": int(k), "name": name(int(k))} for k in np.unique(labels) if k >= 0][:20]
     return {
-        "sheet": _uri(buffer.getvalue(), "image/webp"),
+        "sheet": _sheet(thumbnails, columns),
         "columns": columns,
         "rows": -(-n // columns),
         "queries": rows,
@@ -316,6 +344,49 @@ def gallery_of(path: Path) -> dict[str, Any] | None:
         "points": points,
         "names": [p["t"] for p in points],
     }
+
+
+def clusters_of(folder: Path) -> dict[str, Any] | None:
+    """Sizes in words, and the images nearest to some centroids as one picture a cluster."""
+    path = folder / "gallery.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        content = {name: file[name] for name in file.files}
+    made = json.loads((folder / "clusters.json").read_text())
+    found = json.loads((folder / "labels.json").read_text())
+    rows = []
+    for i, (number, size, distance) in enumerate(zip(content["number"], content["size"], content["distance"])):
+        text = f"{size:,} image{'s' if size > 1 else ''}, mean distance {distance:.2f}"
+        if "share" in content:
+            text += f"; {100 * content['share'][i]:.0f} % {content['name'][i]}"
+        pictures = content["thumbnails"][content["of"] == i]
+        rows.append({"number": int(number), "what": text, "picture": _sheet(pictures, len(pictures))})
+    numbers, settings = made["numbers"], made["settings"]
+    layer = "the features" if settings["layer"] == "features" else f"layer {settings['layer']}"
+    words = (
+        f"{found['num_clusters']:,} clusters by {layer} of {made['teacher']['name']}. Of {numbers['asked_for']:,} "
+        f"asked for, empty: {numbers['empty']}; too small and dissolved: {numbers['dissolved']} "
+        f"({numbers['images_of_dissolved']:,} images). Sizes here: {found['smallest']:,} to {found['largest']:,}, "
+        f"median {found['median']:g}; as uneven as {found['effective']:g} clusters of one size."
+    )
+    if found["without_images"]:
+        words += f" {found['without_images']:,} clusters have no image of this data set."
+    return {"words": words, "rows": rows, "labelled": "share" in content}
+
+
+def _sheet(thumbnails: np.ndarray, columns: int) -> str:
+    """Thumbnails (n, S, S, 3) in rows, as the URI of one picture."""
+    from PIL import Image
+
+    n, side = thumbnails.shape[:2]
+    sheet = np.zeros((-(-n // columns) * side, columns * side, 3), np.uint8)
+    for i, picture in enumerate(thumbnails):
+        top, left = i // columns * side, i % columns * side
+        sheet[top : top + side, left : left + side] = picture
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "WEBP", quality=70)
+    return _uri(buffer.getvalue(), "image/webp")
 
 
 def confusion_of(details: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+MOST_NAMES = 12  # under an axis
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, log_x: bool = False) -> str:
-    """Curves over a common axis, with a legend where there is more than one."""
+def line_plot(
+    lines: Sequence[Line], *, x_label: str, y_label: str, log_x: bool = False, names: Sequence[str] = ()
+) -> str:
+    """Curves over a common axis, with a legend where there is more than one. names: of x = 1, 2, … instead of them."""
     at = (lambda v: math.log10(v)) if log_x else (lambda v: v)
     xs = [at(x) for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y] + [v for line in lines for bar in line.bars or () for v in bar]
@@ -62,8 +65,11 @@ def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, log_x: bool 
     y_of = lambda v: TOP + (y1 - v) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
     parts = [_grid_y(ticks(y0, y1), y_of)]
     marks = sorted({x for line in lines for x in line.x}) if log_x else ticks(x0, x1)
-    for v in marks:
-        parts.append(f'<text class="tick" x="{x_of(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{_number(v)}</text>')
+    named: Sequence[tuple[float, str]] = list(enumerate(names, 1))[:: -(-len(names) // MOST_NAMES) or 1]
+    for v, text in named or [(v, _number(v)) for v in marks]:
+        parts.append(
+            f'<text class="tick" x="{x_of(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(text)}</text>'
+        )
     for line in lines:
         if line.faint is not None:
             parts.append(_path(line.x, line.faint, x_of, y_of, f"line faint c{line.kind}"))

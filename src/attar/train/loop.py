@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from attar.data.images import CanvasBatch, Images, ImageSpec
@@ -33,6 +34,7 @@ from attar.train.log import JsonLines, MetricsLog, read_json_lines
 from attar.train.optimisers import build_optimiser, clip_gradients, drop_frozen_gradients, set_rates
 from attar.train.progress import TrainingBar
 from attar.train.run import RunFolder
+from attar.train.sharding import Sharded, gathered, load_method, load_optimiser
 from attar.views.augmentation import CentreView
 from attar.views.batches import Batch, ViewMaker
 from attar.views.draws import Draws
@@ -51,6 +53,7 @@ class LoopOptions:
     precision: str = "auto"  # auto | fp32 | bf16
     accumulate: int = 1  # forward passes per optimiser step
     compile: bool = False
+    shard: bool = False  # parameters, gradients and moments are spread over the processes (FSDP2)
     checkpoint_minutes: float = 5.0
     checkpoint_steps: int | None = None  # save every so many steps instead
     health_per_epoch: int = 4
@@ -100,13 +103,15 @@ class Job:
         self.method.to(device=self.world.device)
         self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method.train()
+        if self.options.shard:
+            self.network = Sharded(self.method, self.world)
         self.optimiser = build_optimiser(self.method, self.recipe)
 
     def wrap(self) -> None:
         """Compile and distribute; after the state is in place."""
         if self.options.compile:
             self.method.backbone.compile()
-        if self.world.world_size > 1:
+        if self.world.world_size > 1 and not self.options.shard:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             with warnings.catch_warnings():  # torch 2.15 renames broadcast_buffers; the old name works everywhere
                 warnings.simplefilter("ignore", FutureWarning)
@@ -153,9 +158,10 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     def save() -> None:
         if log is not None:
             log.flush()
-        _must_be_finite(job.method, step)
+        _must_be_finite(job, step)
+        state = {"step": step, "method": dict(job.method.state_dict()), "optimiser": job.optimiser.state_dict()}
+        state = gathered(state) if options.shard else state
         if log is not None:
-            state = {"step": step, "method": dict(job.method.state_dict()), "optimiser": job.optimiser.state_dict()}
             save_checkpoint(run.checkpoint, state, step=step, identity=identity)
         world.barrier()
 
@@ -186,6 +192,10 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     if log is not None and health_log is not None:
         log.close()
         health_log.close()
+    if isinstance(job.network, Sharded):
+        state = gathered(dict(job.method.state_dict()))
+        if world.is_main:
+            job.method = job.network.whole(state).to(world.device)
     seconds = time.monotonic() - began
     rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
     peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else _process_memory()
@@ -206,6 +216,7 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
         with contextlib.nullcontext() if join else job.network.no_sync():  # type: ignore[operator]
             with torch.autocast(job.world.device.type, dtype=torch.bfloat16, enabled=job.precision == torch.bfloat16):
                 output = job.network(batch, progress)
+            output = output[1] if isinstance(job.network, Sharded) else output
             (output.loss / len(parts)).backward()
         for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
             sums[name] = sums.get(name, 0.0) + value / len(parts)
@@ -271,8 +282,8 @@ def _restore(job: Job, run: RunFolder, identity: dict[str, Any]) -> int:
         logger.info("%s has no checkpoint yet; starting from the beginning.", run.path)
         return 0
     state = load_checkpoint(run.checkpoint, identity=identity)
-    job.method.load_state_dict(state["method"])
-    job.optimiser.load_state_dict(state["optimiser"])
+    load_method(job.method, state["method"])
+    load_optimiser(job.optimiser, state["optimiser"])
     if job.world.is_main:
         logger.info("Resuming %s at step %d of %d.", run.path, state["step"], job.plan.total_steps)
     return int(state["step"])
@@ -287,14 +298,16 @@ def _process_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _must_be_finite(method: Method, step: int) -> None:
+def _must_be_finite(job: Job, step: int) -> None:
     """A finite loss can leave weights that are not (its gradient overflowed): those are never saved."""
-    for name, parameter in method.named_parameters():
-        if not parameter.isfinite().all():
-            raise TrainingError(
-                f"the weights are not finite after step {step - 1} (first: {name}), though the loss was. The last "
-                "checkpoint is from before. Try a lower --lr, clipping (-s clip_gradient=1.0) or --precision fp32."
-            )
+    mine = ((name, p.to_local() if isinstance(p, DTensor) else p) for name, p in job.method.named_parameters())
+    broken = next((name for name, values in mine if not values.isfinite().all()), None)
+    if job.world.any(broken is not None):
+        raise TrainingError(
+            f"the weights are not finite after step {step - 1} (first: {broken or 'on another process'}), though the "
+            "loss was. The last checkpoint is from before. Try a lower --lr, clipping (-s clip_gradient=1.0) or "
+            "--precision fp32."
+        )
 
 
 def _due(last_save: float, step: int, plan: BatchPlan, options: LoopOptions) -> bool:
@@ -331,7 +344,7 @@ def _measure_health(job: Job, log: JsonLines, progress: Progress) -> bool:
 @torch.no_grad()
 def _labelled_knn(job: Job) -> float | None:
     """Leave-one-out kNN of the backbone's features on a fixed sample of labelled images; None without labels."""
-    if job.images.labels is None or not job.options.knn_images:
+    if job.images.labels is None or not job.options.knn_images or job.options.shard:  # one process has no network
         return None
     labelled = np.flatnonzero(job.images.labels >= 0)
     if len(labelled) < 50:

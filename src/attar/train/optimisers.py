@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from attar.errors import RecipeError
 from attar.methods.base import Method, Progress, Recipe
@@ -110,9 +111,10 @@ def clip_gradients(optimiser: torch.optim.Optimizer, recipe: Recipe) -> Tensor:
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     if recipe.clip_gradient is not None and not recipe.clip_per_parameter:
-        return nn.utils.clip_grad_norm_(parameters, recipe.clip_gradient)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if recipe.clip_gradient is not None:
-        for parameter in parameters:
-            nn.utils.clip_grad_norm_(parameter, recipe.clip_gradient)
-    return norm
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_gradient)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if recipe.clip_gradient is not None:
+            for parameter in parameters:
+                nn.utils.clip_grad_norm_(parameter, recipe.clip_gradient)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

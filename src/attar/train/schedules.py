@@ -17,7 +17,7 @@ def cosine(start: float, end: float, fraction: float) -> float:
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Linear warm-up to peak_lr, then the recipe's schedule over what remains.
+    """Linear warm-up to peak_lr, then the recipe's schedule (a cosine: num_cycles times) over what remains.
 
     Warm-up lasts warmup_fraction * total_steps updates; update 0 already learns (its rate is peak / warm-up).
     """
@@ -29,7 +29,10 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     if recipe.schedule == "step":
         passed = sum(step >= drop * total_steps for drop in recipe.lr_drops)
         return recipe.peak_lr * recipe.lr_drop_factor**passed
-    return cosine(recipe.peak_lr, recipe.final_lr, (step - warmup) / max(total_steps - warmup, 1))
+    if recipe.schedule == "linear":
+        done = (step - warmup) / max(total_steps - warmup, 1)
+        return recipe.peak_lr + (recipe.final_lr - recipe.peak_lr) * done
+    return cosine(recipe.peak_lr, recipe.final_lr, recipe.cycle(step, total_steps)[1])
 
 
 def weight_decay(recipe: Recipe, step: int, total_steps: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,20 @@ class OneView:
 
     def pictures(self) -> dict[str, Tensor]:
         return {"view": self.images}
+
+
+@dataclass
+class MixedView:
+    """images: (B, C, H, W), normalised, not yet mixed. share: (B,) in [0, 1), of each image itself; the rest is of the
+    next image of the batch, which on several processes may be on another."""
+
+    images: Tensor
+    share: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"view": self.images, "mixed": mix(self.images, self.images.roll(-1, 0), self.share)}
 
 
 @dataclass
@@ -113,6 +128,54 @@ class ImageAndPatches:
 
 
 @dataclass
+class Tiles:
+    """tiles: (B, P, C, h, w), normalised: the pieces of a jigsaw in their true order. Drawn for each image:
+
+    pretext_targets: (B,), the number of the permutation in which they will be shown.
+    offered, replaced: (B, F), distinct tiles of this image that go to another, and places that take such tiles.
+    num_foreign: (B,) in 0..F, how many of these places do.
+    """
+
+    tiles: Tensor
+    pretext_targets: Tensor
+    offered: Tensor
+    replaced: Tensor
+    num_foreign: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"tiles": side_by_side(self.tiles)}
+
+
+@dataclass
+class Neighbours:
+    """patches: (B, 9, C, h, w): a 3 x 3 neighbourhood in reading order, the patch in the middle is number 4."""
+
+    patches: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"patches": side_by_side(self.patches)}
+
+
+@dataclass
+class Exemplars:
+    """seeds: (B, C, h, w), the part of each image that its class is made of. transformed: list of (B, C, h, w), the
+    class' samples.
+    """
+
+    seeds: Tensor
+    transformed: list[Tensor]
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"seed": self.seeds} | {f"sample {i + 1}": v for i, v in enumerate(self.transformed)}
+
+
+@dataclass
 class PatchGrid:
     """patches: (B, G, G, C, h, w), normalised: row and column of the grid, then the patch at that place."""
 
@@ -121,8 +184,7 @@ class PatchGrid:
     labels: Tensor | None = None
 
     def pictures(self) -> dict[str, Tensor]:
-        tiled = self.patches.permute(0, 3, 1, 4, 2, 5)  # (B, C, G, h, G, w)
-        return {"patches": tiled.flatten(4, 5).flatten(2, 3)}
+        return {"patches": side_by_side(self.patches.flatten(1, 2), gap=0)}
 
 
 @dataclass
@@ -136,6 +198,27 @@ class MaskedView:
 
     def pictures(self) -> dict[str, Tensor]:
         return {"view": self.images, "masked": hide(self.images, self.mask)}
+
+
+@dataclass
+class Holed:
+    """images: (B, C, H, W), whole. hole: bool (B, 1, H, W), True where pixels are hidden. region: bool, the same shape:
+    what is to be predicted, the hole and maybe a band around it.
+    """
+
+    images: Tensor
+    hole: Tensor
+    region: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """The images without what is in the hole, which is 0, the mean colour."""
+        return self.images.masked_fill(self.hole, 0)
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {"view": self.images, "seen": self.seen}
 
 
 @dataclass
@@ -167,8 +250,21 @@ class ContextAndTargets:
         return named | {f"target {i + 1}": hide(self.images, ~block) for i, block in blocks}
 
 
+def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
+    """share * images + (1 - share) * others. images, others: (B, C, H, W). share: (B,)."""
+    return torch.lerp(others, images, share.view(-1, 1, 1, 1).to(images))
+
+
 def hide(images: Tensor, mask: Tensor) -> Tensor:
     """Images (B, C, H, W) with the patches of mask, bool (B, N), set to 0, the mean colour."""
     rows = round((mask.shape[1] * images.shape[2] / images.shape[3]) ** 0.5)
     grid = mask.view(len(mask), 1, rows, -1).float()
     return images * (1 - F.interpolate(grid, size=images.shape[2:], mode="nearest"))
+
+
+def side_by_side(pieces: Tensor, *, gap: int = 2) -> Tensor:
+    """Pieces (B, G * G, C, h, w) in reading order as one picture (B, C, ...), with bars of 0, the mean colour."""
+    G = round(pieces.shape[1] ** 0.5)
+    framed = F.pad(pieces, (0, gap, 0, gap)).unflatten(1, (G, G)).permute(0, 3, 1, 4, 2, 5)  # (B, C, G, h, G, w)
+    height, width = (G * side - gap for side in framed.shape[3::2])
+    return framed.flatten(4, 5).flatten(2, 3)[..., :height, :width]

@@ -142,6 +142,40 @@ def colour_jitter_(images: Tensor, factors: Tensor, order: Tensor, *, with_hue: 
     return images
 
 
+def contrast_of_components(images: Tensor, factors: Tensor) -> Tensor:
+    """Stretch each image's colours along the principal components of its own pixels, about their mean.
+
+    Args:
+        images: (B, C, H, W). factors: (B, C), of the components, that of largest variance first; 1 changes nothing.
+    """
+    pixels = images.flatten(2)
+    mean = pixels.mean(dim=2, keepdim=True)
+    centred = pixels - mean
+    _, directions = torch.linalg.eigh(centred @ centred.mT)  # variances rise; directions are columns
+    stretch = (directions * factors.flip(1)[:, None]) @ directions.mT
+    return (stretch @ centred + mean).view_as(images)
+
+
+def contrast_of_hsv(images: Tensor, power: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Saturation and value of HSV become factor * s^power + offset, clamped to [0, 1]; the hue stays.
+
+    A channel is v (1 - s k), v the largest channel, s = (v - smallest) / v, and k in [0, 1], which the hue alone
+    decides. Grey has no hue and stays grey. Images of one channel have a value only.
+
+    Args:
+        images: in [0, 1], (B, C, H, W). power, factor, offset: (B, 2), of saturation and of value.
+    """
+    value = images.amax(dim=1, keepdim=True)
+    chroma = value - images.amin(dim=1, keepdim=True)
+    hue = (value - images) / chroma.clamp(min=1e-12)  # k
+    saturation = chroma / value.clamp(min=1e-12)
+    changed = []
+    for i, component in enumerate((saturation, value)):
+        p, f, o = (given[:, i].view(-1, 1, 1, 1) for given in (power, factor, offset))
+        changed.append((component**p * f + o).clamp_(0, 1))
+    return changed[1] * (1 - changed[0] * hue)
+
+
 def rgb_to_lab(images: Tensor) -> Tensor:
     """CIE L*a*b* of sRGB images in [0, 1], white point D65: L in [0, 100], a in [-86.2, 98.2], b in [-107.9, 94.5].
 
@@ -175,3 +209,22 @@ def _cube_root(t: Tensor) -> Tensor:
     """CIE's f: the cube root, with a straight line near 0."""
     threshold = (6 / 29) ** 3
     return torch.where(t > threshold, t.clamp(min=threshold) ** (1 / 3), t / (3 * (6 / 29) ** 2) + 4 / 29)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """The inverse of `rgb_to_lab`; colours that sRGB cannot show are clamped to [0, 1].
+
+    Args:
+        lab: (B, 3, H, W): L in [0, 100], a, b.
+
+    Source: as `rgb_to_lab`.
+    """
+    if lab.shape[1] != 3:
+        raise ShapeError(f"lab_to_rgb: the images have {lab.shape[1]} channels; L, a and b are needed.")
+    light, a, b = lab.float().split(1, dim=1)
+    y = (light + 16) / 116
+    xyz = [torch.where(t > 6 / 29, t**3, 3 * (6 / 29) ** 2 * (t - 4 / 29)) for t in (y + a / 500, y, y - b / 200)]
+    inverse = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)).tolist()
+    linear = torch.cat([sum(w * t for w, t in zip(row, xyz)) for row in inverse], dim=1)  # type: ignore[misc]
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, curved).clamp_(0, 1)

@@ -12,9 +12,10 @@ from torch import Tensor
 from attar.data.images import CanvasBatch
 from attar.errors import RecipeError
 from attar.views.augmentation import Augmentation
-from attar.views.batches import ImageAndPatches, MultiCrop, OneView, PatchGrid, Rotated, TwoViews
+from attar.views.batches import ImageAndPatches, MixedView, MultiCrop, OneView, PatchGrid, Rotated, TwoViews
 from attar.views.boxes import random_resized_boxes
 from attar.views.draws import Draws
+from attar.views.puzzles import cut
 
 View = Callable[[CanvasBatch, Draws], Tensor]  # Augmentation, RandomCropPad, CentreView
 
@@ -27,6 +28,16 @@ class MakeOneView:
 
     def __call__(self, batch: CanvasBatch, draws: Draws) -> OneView:
         return OneView(self.view(batch, draws), batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeMixedView:
+    """One view of each image and how much of it remains when it is mixed: uniform in [0, 1)."""
+
+    view: View
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> MixedView:
+        return MixedView(self.view(batch, draws), draws.uniform(), batch.index, batch.labels)
 
 
 @dataclass(frozen=True)
@@ -97,13 +108,11 @@ class MakePatchGrid:
         border = 2 * stride - side
         shift = draws.integers(border + 1, shape=(2, G, G))  # (B, 2, G, G)
         corner = (size - stride * (G + 1)) // 2 + stride * torch.arange(G, device=images.device)
-        pixel = torch.arange(side, device=images.device)
-        rows = (shift[:, 0] + corner[:, None])[..., None] + pixel  # (B, G, G, side)
-        columns = (shift[:, 1] + corner)[..., None] + pixel
-        sample = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1, 1)
-        cut = images[sample, :, rows[..., :, None], columns[..., None, :]]  # (B, G, G, side, side, C)
+        rows = shift[:, 0] + corner[:, None]  # (B, G, G)
+        columns = shift[:, 1] + corner
+        pieces = cut(images, rows[..., None], columns[..., None], side)  # (B, G, G, C, side, side)
         before, after = border // 2, border - border // 2
-        patches = F.pad(cut.permute(0, 1, 2, 5, 3, 4), (before, after, before, after))
+        patches = F.pad(pieces, (before, after, before, after))
         return PatchGrid(patches, batch.index, batch.labels)
 
 

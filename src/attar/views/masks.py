@@ -1,8 +1,13 @@
-"""Masks over the patches of a view, and the makers of views with masks.
+"""Masks over a view, and the makers of views with masks. Over its patches:
 
 random_masks            patches at random (MAE), or cells of several patches (SimMIM)
 block_masks             rectangles until the wanted number is covered (BEiT, iBOT, DINOv2)
 context_and_targets     a large block to see and small ones to predict (I-JEPA)
+
+and over its pixels:
+
+central_square          the middle of the view (context encoders)
+random_blots            blots of any shape (context encoders)
 
 All are drawn from `draws` only, for all samples at once and without waiting for the device; how many numbers are
 drawn never depends on what was drawn, so a sample's masks do not depend on its batch.
@@ -15,11 +20,12 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attar.data.images import CanvasBatch
 from attar.errors import RecipeError
-from attar.views.batches import ContextAndTargets, MaskedMultiCrop, MaskedView
+from attar.views.batches import ContextAndTargets, Holed, MaskedMultiCrop, MaskedView
 from attar.views.draws import Draws
 from attar.views.makers import View
 
@@ -116,6 +122,32 @@ def context_and_targets(
         enough = seen.sum(dim=1, keepdim=True) >= min_context
         seen = torch.where(enough, seen, context & ~targets[:, :kept_out].any(dim=1))
     return seen, targets
+
+
+def central_square(size: int, share: float) -> slice:
+    """Rows, and columns, of the square in the middle that has this share of the area; its border is as wide on all
+    sides."""
+    border = round(size * (1 - math.sqrt(share)) / 2)
+    return slice(border, size - border)
+
+
+def random_blots(draws: Draws, *, size: int, share: float, cells: int) -> Tensor:
+    """Blots of any shape that cover exactly this share of the pixels (rounded), bool (B, size, size).
+
+    Smooth noise, drawn on a grid of cells x cells and interpolated, is lowest there.
+
+    Source: Pathak et al. 2016, arXiv:1604.07379, section 3.3; the noise is the published code's.
+    Differs: that code cuts all masks of a step from one large pattern and accepts 20 to 30 %; here each sample has its
+    own, of one size.
+    """
+    coarse = draws.uniform(shape=(1, cells + 2, cells + 2))  # a cell more on each side, which is cut off again
+    noise = F.interpolate(coarse, scale_factor=-(-size // cells), mode="bicubic", align_corners=False)
+    start = (noise.shape[-1] - size) // 2
+    noise = noise[:, 0, start : start + size, start : start + size].flatten(1)
+    order = noise.argsort(dim=1, stable=True)
+    hidden = torch.zeros_like(noise, dtype=torch.bool)
+    hidden.scatter_(1, order[:, : round(share * size * size)], True)
+    return hidden.view(-1, size, size)
 
 
 def _rectangles(height: Tensor, width: Tensor, top: Tensor, left: Tensor, grid: int) -> Tensor:
@@ -222,3 +254,48 @@ class MakeContextAndTargets:
             min_context=self.min_context,
         )
         return ContextAndTargets(images, context, targets, batch.index, batch.labels)
+
+
+@dataclass(frozen=True)
+class MakeHoled:
+    """One view of each image with a hole in it: the middle, or blots.
+
+    share: of the pixels, to be predicted. overlap: pixels by which the hole is smaller than that on every side, so that
+    a band of what is predicted is seen. cells: a side, of the noise that blots are made of; None: the middle.
+    """
+
+    view: View
+    _: KW_ONLY
+    size: int
+    share: float
+    overlap: int = 0
+    cells: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1 or not self.overlap >= 0:
+            raise RecipeError(
+                f"a hole of share {self.share} with an overlap of {self.overlap} px is not accepted; give a share "
+                "between 0 and 1, e.g. 0.25, and an overlap of 0 or more."
+            )
+        side = self.size - 2 * central_square(self.size, self.share).start
+        if side <= 2 * self.overlap:
+            raise RecipeError(
+                f"an overlap of {self.overlap} px leaves nothing of a hole of {side} px; take less of it."
+            )
+
+    def __call__(self, batch: CanvasBatch, draws: Draws) -> Holed:
+        images = self.view(batch, draws)
+        region = torch.zeros(len(images), self.size, self.size, dtype=torch.bool, device=images.device)
+        if self.cells is None:
+            middle = central_square(self.size, self.share)
+            region[:, middle, middle] = True
+        else:
+            region = random_blots(draws, size=self.size, share=self.share, cells=self.cells)
+        region = region[:, None]
+        return Holed(images, shrunk(region, self.overlap), region, batch.index, batch.labels)
+
+
+def shrunk(region: Tensor, pixels: int) -> Tensor:
+    """Without its pixels that are as near to the outside; the border of the image is no outside. bool (B, 1, H, W)"""
+    outside = F.max_pool2d((~region).float(), 2 * pixels + 1, stride=1, padding=pixels)
+    return outside == 0

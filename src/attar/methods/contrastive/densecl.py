@@ -172,20 +172,15 @@ def nearest_cells(cells: Tensor, key_cells: Tensor) -> Tensor:
     return similarity.argmax(dim=2)
 
 
-@torch.no_grad()
 def _cell_width(backbone: Backbone) -> int:
     """Channels of the map; refuses networks without one, and maps of a single cell, where there is no place to tell."""
-    modes = {module: module.training for module in backbone.modules()}
-    size = backbone.spec.image_size
-    _, feature_map = backbone.eval().features_and_map(torch.zeros(1, backbone.spec.channels, size, size))
-    for module, mode in modes.items():
-        module.training = mode
-    if feature_map.ndim != 4 or min(feature_map.shape[2:]) < 2:
+    shape = backbone.map_shape()
+    if len(shape) != 3 or min(shape[1:]) < 2:
         raise RecipeError(
-            f"densecl: {backbone.spec.name} makes {tuple(feature_map.shape[1:])} of an image of {size} px; it needs a "
+            f"densecl: {backbone.spec.name} makes {shape} of an image of {backbone.spec.image_size} px; it needs a "
             "convnet with a map (D, H, W) of at least 2 x 2 cells. Use larger images, --stem small, or e.g. resnet20."
         )
-    return feature_map.shape[1]
+    return shape[0]
 
 
 METHOD = DenseCL

@@ -1,0 +1,52 @@
+"""Teachers that should teach nothing: the control arms of distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attar.data.images import Images, ImageSpec
+    from attar.models.teachers import FrozenTeacher
+
+
+def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
+    """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run.
+
+    Its batch norm statistics are those of the images: with the initial ones it would be a straw man. Made once.
+    """
+    if (out / "backbone.json").is_file():
+        return out
+    import torch
+
+    from attar.evaluation.controls import calibrate_batchnorm
+    from attar.models.backbones import build_backbone
+    from attar.models.heads import MLP
+    from attar.models.saved import load_backbone, load_head, save_backbone, save_head
+
+    trained, image, _ = load_backbone(run)
+    head = load_head(run, "projector")
+    torch.manual_seed(seed)
+    backbone = build_backbone(**trained.spec.to_json())
+    calibrate_batchnorm(backbone, images, image, device="cpu", batch_size=256)
+    out.mkdir(parents=True, exist_ok=True)
+    if head is not None:
+        save_head(out, "projector", MLP.from_spec(head.spec))
+    save_backbone(out, backbone, image, provenance={"name": f"{trained.spec.name} at random initialisation"})
+    return out
+
+
+class PermutedTeacher:
+    """A teacher that answers for another image of the batch: the targets keep their distribution, not their meaning."""
+
+    def __init__(self, teacher: FrozenTeacher):
+        self.teacher = teacher
+        self.name = "the teacher's answers, permuted within the batch"
+        self.image = teacher.image
+        self.num_features_out = teacher.num_features_out
+        self.digest = f"permuted {teacher.digest}"
+
+    def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
+        return self.teacher(images, index, image, view).roll(1, dims=0)  # the order of a batch is random already
