@@ -97,6 +97,24 @@ class Rotated:
 
 
 @dataclass
+class Transformed:
+    """images: (B, C, H, W). transformed: (V B, C, H, W), V blocks of the same images in the same order.
+
+    pretext_targets: (V B,), which transformation it was, from 1 (0 is none); 0 throughout where that is no question.
+    """
+
+    images: Tensor
+    transformed: Tensor
+    pretext_targets: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        blocks = self.transformed.split(len(self.images))
+        return {"image": self.images} | {f"transformed {v + 1}": b for v, b in enumerate(blocks)}
+
+
+@dataclass
 class ImageAndPatches:
     """images: (B, C, H, W); patches: (B, P, C, h, w), small cuts from a crop of the same image, in random order."""
 
