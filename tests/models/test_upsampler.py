@@ -27,5 +27,5 @@ def test_the_map_of_a_network_is_what_its_features_are_pooled_from():
         assert map_of(backbone, "test") == expected and backbone.training
     with pytest.raises(RecipeError, match="test: vit_micro_p8 makes"):
         map_of(build_backbone("vit_micro_p8", image_size=32), "test")
-    with pytest.raises(BackboneError, match="pools no map"):
+    with pytest.raises(BackboneError, match="hog shows no map"):
         map_of(build_backbone("hog", image_size=32), "test")
