@@ -29,7 +29,8 @@ batch norm, before the classes. The paper lowers the rate by hand when the error
 are most of an image of 32 px, and each step sees several samples of an image, since few epochs show a class but a few
 times.
 
-Cost: num_samples views a step, each cut by interpolation, about as dear as a SimCLR view; V has N * 512 weights.
+Cost: num_samples views a step, cut by interpolation at any angle, which on a CPU costs a few times a SimCLR view where
+images are large; V has N * 512 weights.
 
 Choose it for a few thousand distinct images; duplicates or near-duplicates contradict it, and for more images
 inst_disc, simclr or moco do better for less.
