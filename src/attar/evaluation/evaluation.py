@@ -97,7 +97,8 @@ class Evaluation:
     def table(self) -> Table:
         """One line a subject, best first within each protocol and metric; for a terminal of 80 columns.
 
-        The layers of all subjects are one group: which one, and whose, is best? So are exits, with their work.
+        The layers of all subjects are one group: which one, and whose, is best? So are exits, each with its
+        share of the whole network's work.
         """
         from rich.table import Table
 
@@ -114,7 +115,7 @@ class Evaluation:
                 style = "bold" if row["subject"] == "model" else None
                 layer = row["settings"]["variant"] if row["protocol"] in _ONE_GROUP else ""
                 share = row["settings"].get("share_of_work")
-                name = f"{row['subject']} {layer}{'' if share is None else f', {100 * share:.0f} % work'}".strip()
+                name = f"{row['subject']} {layer}{'' if share is None else f', {100 * share:.0f} %'}".strip()
                 table.add_row(*first, name, *_cell(row), style=style, end_section=i == len(rows) - 1)
         return table
 
