@@ -305,6 +305,8 @@ def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
             error = sum((prediction[b, c, y, x] - target[b, c, y, x]) ** 2 for c in range(C)) / C
             loss = loss + weights[b, 0, y, x] * error / (B * len(counted))
     return loss
+
+
 def huber(x: Tensor) -> Tensor:
     return x * x / 2 if x.abs() < 1 else x.abs() - 0.5
 
