@@ -123,8 +123,9 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
     if module.METHOD.needs_teacher:
         from attar.models.teachers import FrozenTeacher
 
-        head = _teacher_head(resolved)
-        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, head, classes=setup.images.classes if head else ())
+        head, projector = _teacher_head(resolved), _teacher_projector(resolved)
+        classes = setup.images.classes if head else ()
+        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, head, projector=projector, classes=classes)
     backbone = tiny_backbone(name=module.METHOD.backbone_name(BACKBONES[module.METHOD.needs_tokens]))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
@@ -143,6 +144,15 @@ def _teacher_head(recipe: Recipe) -> MLP | None:
         return None
     torch.manual_seed(8)
     return MLP([tiny_backbone().num_features, 3])
+
+
+def _teacher_projector(recipe: Recipe) -> MLP | None:
+    """Besides the classifier, a head of the same features that embeds them."""
+    if getattr(recipe, "teacher_output", "") != "logits":
+        return None
+    torch.manual_seed(9)
+    width = tiny_backbone().num_features
+    return MLP([width, width, width], norm=None)
 
 
 @pytest.fixture

@@ -85,6 +85,8 @@ CATALOGUE: dict[str, Entry] = {
         Entry("attention_transfer", "distill", "Zagoruyko and Komodakis 2017, arXiv:1612.03928", 2017),
         Entry("relational_kd", "distill", "Park et al. 2019, arXiv:1904.05068", 2019),
         Entry("crd", "distill", "Tian et al. 2020, arXiv:1910.10699", 2020),
+        Entry("sskd_teacher", "distill", "Xu et al. 2020, arXiv:2006.07114", 2020),
+        Entry("sskd", "distill", "Xu et al. 2020, arXiv:2006.07114", 2020),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }
