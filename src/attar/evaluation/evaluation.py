@@ -138,6 +138,7 @@ def evaluate(
     batch_size: int = 256,
     num_resamples: int = 1000,
     trained_on: str | None = None,
+    trained_with_labels: bool = False,
     omitted: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -153,7 +154,8 @@ def evaluate(
         exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
         omitted: what the caller could not bring, and why; the verdict names it.
-        trained_on: digest of the images the backbone was pretrained on; if they are these, the table says so.
+        trained_on: digest of the images the backbone was trained on; if they are these, the table says so, and how:
+            trained_with_labels or without.
 
     Raises:
         DataError: labels missing, a single class, a class in test that train lacks, too few images.
@@ -184,7 +186,8 @@ def evaluate(
             measured.add(control, chosen)
         else:
             measured.omitted[control[0]] = control[1]
-    return _conclude(measured, health, seen)
+    how = "with labels" if trained_with_labels else "without labels"
+    return _conclude(measured, health, how if seen else "")
 
 
 def prepare(train: Images, test: Images | None, *, seed: int) -> tuple[Images, Images, tuple[str, ...]]:
@@ -330,7 +333,7 @@ def _telling(protocol: str) -> int:
     return TELLING.index(protocol) if protocol in TELLING else len(TELLING)
 
 
-def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Evaluation:
+def _conclude(measured: _Measured, health: dict[str, float], seen: str) -> Evaluation:
     task = measured.task
     keys = sorted(measured.model_scores, key=lambda k: _telling(k[0]))
     protocol, variant = keys[0]
@@ -343,7 +346,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
     )
     if seen:
         for row in measured.rows:
-            row["settings"]["seen_in_pretraining"] = "without labels"
+            row["settings"]["seen_in_pretraining"] = seen
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),
