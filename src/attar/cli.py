@@ -296,7 +296,10 @@ def evaluate(
     test: Annotated[str | None, typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED.")] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option("--protocol", help="knn, linear, mlp, finetune, low_label, few_shot, layers; may be repeated."),
+        typer.Option(
+            "--protocol",
+            help="knn, linear, mlp, finetune, low_label, few_shot, layers, classifier, exits, retrieval; repeatable.",
+        ),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Also measure this teacher; default: the run's own.")

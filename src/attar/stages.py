@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attar.evaluation.evaluation import Evaluation
     from attar.evaluation.subject import Classifier
     from attar.exporting import ExportResult
+    from attar.models.backbones import Backbone
     from attar.models.encoder import Encoder
     from attar.models.teachers import Teacher
 
@@ -269,8 +270,9 @@ def evaluate(
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed.
         protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map), classifier
-            (the run's own, with its calibration and its agreement with the teacher), retrieval (recall@k); settings
-            after a colon, e.g. "low_label:0.01,0.1".
+            (the run's own, with its calibration and its agreement with the teacher), exits (the run's early exits:
+            accuracy against work, at each exit and for thresholds), retrieval (recall@k); settings after a colon, e.g.
+            "low_label:0.01,0.1".
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
@@ -292,6 +294,7 @@ def evaluate(
             f"classifier: {run} kept no classifier. This protocol measures runs that were trained with one (methods "
             "with labels, see attar methods); for all others take linear or finetune."
         )
+    exits = _exits_of(Path(run)) if any(parse_protocol(p).name == "exits" for p in protocols) else {}
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
     taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls else (None, {})
@@ -305,6 +308,7 @@ def evaluate(
         teacher=taught_by and taught_by[:2],
         classifier=classifier,
         teacher_classifier=taught_by and taught_by[2],
+        exits=exits,
         seed=seed,
         device=device,
         precision=precision,
@@ -342,6 +346,20 @@ def _classifier_of(run: str | Path) -> Classifier | None:
     return Classifier(head, classes_of(Path(run)) or tuple(map(str, range(head.num_features_out))))
 
 
+def _exits_of(run: Path) -> dict[str, tuple[Backbone, Classifier]]:
+    """The early exits that a run kept, from the shallowest."""
+    from attar.models.saved import load_backbone
+
+    found = {}
+    for folder in sorted(run.glob("exit[1-9]")):
+        classifier = _classifier_of(folder)
+        if classifier is not None:
+            found[folder.name] = (load_backbone(folder)[0], classifier)
+    if not found:
+        raise RecipeError(f"exits: {run} kept no early exits; train it by a method that does (byot).")
+    return found
+
+
 def _teacher_of(
     provenance: dict[str, Any], given: str | Path | None, image: ImageSpec
 ) -> tuple[tuple[Any, ImageSpec, Classifier | None] | None, dict[str, str]]:
@@ -352,7 +370,7 @@ def _teacher_of(
     name = given or own
     if name is None:
         return None, {}
-    if given is None and "," in name and not Path(name).exists():
+    if given is None and "," in str(name) and not Path(name).exists():
         return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
     if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}

@@ -48,7 +48,7 @@ MAPS = (
     dict(s=rows(12, seed=1).view(3, 4, E)[:, :, :6].reshape(3, 4, 2, 3)),
     dict(t=rows(15, seed=2).view(3, 5, E)[:, :, :6].reshape(3, 5, 2, 3)),
 )
-WEIGHTS = [0.0, 1.5, 2.0, 0.5, 1.0]
+ROW_WEIGHTS = [0.0, 1.5, 2.0, 0.5, 1.0]
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
     "relational_distance": (
         dict(s=rows(seed=1)),
@@ -66,8 +66,8 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
     "kl_divergence with weights": (
         dict(s=rows(seed=1)),
         dict(t=rows(seed=2, scale=3.0)),
-        lambda s, t: losses.kl_divergence(s, t, temperature=1.7, weights=torch.tensor(WEIGHTS)),
-        lambda s, t: slow.weighted_kl(s, t, WEIGHTS, 1.7),
+        lambda s, t: losses.kl_divergence(s, t, temperature=1.7, weights=torch.tensor(ROW_WEIGHTS)),
+        lambda s, t: slow.weighted_kl(s, t, ROW_WEIGHTS, 1.7),
     ),
     "nce without rows of the same class": (
         dict(v=rows(seed=1)),

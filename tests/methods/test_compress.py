@@ -70,6 +70,11 @@ def test_the_queue_of_the_student_is_filled_by_the_slow_one(bench):
     method = bench.method
     slow, fast = method.slow_student.module, method.backbone
     assert not all(torch.equal(a, b) for a, b in zip(slow.parameters(), fast.parameters()))
+    method.eval()
+    batch = bench.batch(2)
+    pushed = method.step(batch, bench.progress(2)).positives
+    assert torch.equal(pushed, slow(batch.images)) and not torch.allclose(pushed, fast(batch.images))
+    method._new_keys.clear()
     before = [p.clone() for p in slow.parameters()]
     method._new_keys.append((torch.randn(6, method.teacher_queue.rows.shape[1]), torch.randn(6, fast.num_features)))
     method.after_step(bench.progress(2))

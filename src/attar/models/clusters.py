@@ -251,6 +251,8 @@ class Named:
 class _Layer:
     """A frozen network as a teacher of one of its layers."""
 
+    classes: tuple[str, ...] = ()  # features name none
+
     def __init__(self, teacher: FrozenTeacher, settings: ClusterSettings):
         self.teacher = teacher
         plain = settings.layer == "features"

@@ -150,14 +150,16 @@ class Tiles:
 
 @dataclass
 class Neighbours:
-    """patches: (B, 9, C, h, w): a 3 x 3 neighbourhood in reading order, the patch in the middle is number 4."""
+    """images: (B, C, H, W). patches: (B, 9, C, h, w), cut from them: a 3 x 3 neighbourhood in reading order, the patch
+    in the middle is number 4."""
 
+    images: Tensor
     patches: Tensor
     index: Tensor
     labels: Tensor | None = None
 
     def pictures(self) -> dict[str, Tensor]:
-        return {"patches": side_by_side(self.patches)}
+        return {"image": self.images, "patches": side_by_side(self.patches)}
 
 
 @dataclass

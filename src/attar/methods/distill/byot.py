@@ -12,7 +12,8 @@ deepest one. There is no state besides the weights.
 
 The run keeps every exit: RUN/exit1, RUN/exit2, … are networks like any other, with their classifiers. So
 `attar evaluate RUN/exit1 SOURCE`, `attar export RUN/exit1` and a teacher RUN/exit2 work as for RUN itself.
-attar.early_exits(RUN, SOURCE) measures them all, and what it costs and brings to leave at the first sure enough exit.
+`attar evaluate RUN SOURCE --protocol exits` measures them all beside the whole, and what it costs and brings to leave
+at the first exit that is sure enough.
 
 Differs: three published codes differ from the paper and from each other. "paper" has the weights of the authors' later
 code (0.7, 0.3 and 0.03), with T^2 and with the hint as a mean over images of squared distances: theirs is one norm

@@ -2,7 +2,7 @@
 
 Tian et al. 2020, arXiv:1910.10699.
 
-    s = n( A_s features of the student ),  t = n( A_t features of the teacher );  A: linear to width E; n: unit length
+    s = n( A_s h_student ),  t = n( A_t h_teacher ): linear adapters of the features to width E; n: unit length
     M_s, M_t: memory banks with an s and a t of every training image
     h(v, M) = p / (p + K / n),  p = exp(<v, M> / tau) / Z:  is M the image's own row, or one of K drawn rows?
     L(v, M) = mean_i  -log h(v_i, M_i) - sum_k log(1 - h(v_i, M_k)),  over drawn rows k of another class than i

@@ -105,14 +105,13 @@ class Foundation(Method):
 
     def __init__(self, recipe: FoundationRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        if setup.teacher is None:
-            raise RecipeError("foundation: it distils and needs a teacher; give one in setup.teacher.")
-        if recipe.token_weight and not hasattr(setup.teacher, "features_and_map"):
+        teacher = setup.require_teacher("foundation")
+        if recipe.token_weight and not hasattr(teacher, "features_and_map"):
             raise RecipeError("foundation: this teacher shows no map of its places; set token_weight=0.")
-        if recipe.token_weight and getattr(setup.teacher, "head", None) is not None:
+        if recipe.token_weight and getattr(teacher, "head", None) is not None:
             raise RecipeError("foundation: a map belongs to features; set teacher_output=features, or token_weight=0.")
         self.backbone = backbone
-        width = setup.teacher.num_features_out
+        width = teacher.num_features_out
         warn_of_long_queue("foundation", recipe.queue_length, len(setup.images))
         self.projector = MLP([backbone.num_features, width], norm=None)
         self.token_projector = nn.Linear(_map_width(backbone), width) if recipe.token_weight else None
@@ -121,7 +120,7 @@ class Foundation(Method):
                 nn.init.trunc_normal_(linear.weight, std=0.02)
         self.queue = FeatureQueue(recipe.queue_length, width, setup.seed)
         self.image = setup.image
-        self._teacher: tuple[Any] = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._teacher: tuple[Any] = (teacher,)  # in a tuple: not a part of this module, neither trained nor saved
         self._new_keys: list[Tensor] = []  # of this step; they enter the queue after it
 
     def step(self, batch: MixedView, progress: Progress) -> StepOutput:

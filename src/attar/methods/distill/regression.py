@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from attar.data.images import ImageSpec
-from attar.errors import RecipeError
 from attar.losses import byol_regression
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
@@ -73,14 +72,13 @@ class Regression(Method):
 
     def __init__(self, recipe: RegressionRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        if setup.teacher is None:
-            raise RecipeError("regression: it distils and needs a teacher; give one in setup.teacher.")
+        teacher = setup.require_teacher("regression")
         self.backbone = backbone
         width = backbone.num_features
         hidden = [width if i % 2 else 2 * width for i in range(recipe.projector_layers - 1)]
-        self.projector = MLP([width, *hidden, setup.teacher.num_features_out])
+        self.projector = MLP([width, *hidden, teacher.num_features_out])
         self.image = setup.image
-        self._teacher = (setup.teacher,)  # in a tuple: not a part of this module, neither trained nor saved
+        self._teacher = (teacher,)  # in a tuple: not a part of this module, neither trained nor saved
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:
         s = self.projector(self.backbone(batch.images))  # (B, E)
