@@ -51,6 +51,8 @@ def pretrain(
     init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
+    label_fraction: float | None = None,
+    label_noise: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -82,6 +84,8 @@ def pretrain(
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
         labels: "folder" or a column name. Methods with labels (attar methods says which) are trained on them;
             for all others they are only for the online kNN.
+        label_fraction, label_noise: for methods with labels: train on this share of every class only; make a share of
+            the training labels wrong, "symmetric:0.4" (any other class) or "asymmetric:0.4" (the next class).
         accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
             pass instead of keeping them; for networks that do not fit otherwise. shard: spread weights, gradients and
             moments over the processes of torchrun (FSDP2); for networks that still do not fit.
@@ -114,6 +118,8 @@ def distill(
     init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
+    label_fraction: float | None = None,
+    label_noise: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,

@@ -71,6 +71,8 @@ class Request:
     init: str | Path | None = None
     lr: float | None
     labels: str | None
+    label_fraction: float | None = None
+    label_noise: str | None = None
     cache: str | Path | None
     workers: int | None
     seed: int
@@ -184,6 +186,7 @@ def check(request: Request) -> None:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
     _check_teacher_exists(request.teacher)
     _check_init(request)
+    _check_label_options(request, method)
     if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
         Path(request.source).absolute()
     ):
@@ -247,6 +250,14 @@ def _check_teacher_exists(teacher: Any) -> None:
         if len(Path(one).parts) > 1 or str(one).startswith("."):
             raise CheckpointError(f"--teacher {Path(one).absolute()} does not exist; give a run folder, or a name.")
         check_name(str(one))
+
+
+def _check_label_options(request: Request, method: type[Method]) -> None:
+    for option in ("label_fraction", "label_noise"):
+        if getattr(request, option) is not None and not method.needs_labels:
+            raise RecipeError(
+                f"--{option.replace('_', '-')} would be ignored: {request.method} is not trained with labels."
+            )
 
 
 def _check_init(request: Request) -> None:
@@ -318,6 +329,8 @@ class _Plan:
             "data": {
                 "source": describe(request.source),
                 "labels": request.labels,
+                "label_fraction": request.label_fraction,
+                "label_noise": request.label_noise,
                 "digest": images.digest,
                 "source_digest": self.source_digest,
                 "labels_digest": self._labels_digest,
@@ -472,6 +485,17 @@ def _load_images(request: Request, size: int, channels: int | str, world: Any) -
     images = images if images is not None else read(False)
     if needs_labels:
         _check_labels(request, images)
+    return _with_fewer_or_wrong_labels(request, images)
+
+
+def _with_fewer_or_wrong_labels(request: Request, images: Images) -> Images:
+    """The training images as asked for; which ones they are is the same for all seeds of a training."""
+    from attar.data.label_noise import with_label_fraction, with_label_noise
+
+    if request.label_fraction is not None:
+        images = with_label_fraction(images, request.label_fraction)
+    if request.label_noise is not None:
+        images = with_label_noise(images, request.label_noise)
     return images
 
 

@@ -28,6 +28,7 @@ SMALL = {
     "predictor_hidden_dim": 20,
     "num_local_views": 2,
     "teacher_views": 0,
+    "contrast_temperature": 0.5,  # at the paper's 0.07 a dozen images in 12 dimensions blow up within two steps
 }
 
 

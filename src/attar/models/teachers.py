@@ -249,7 +249,7 @@ def cache_answers(
         table.flush()
         del table
         os.replace(temporary, path)
-    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest, classes=teacher.classes)
+    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest, classes=getattr(teacher, "classes", ()))
 
 
 def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
