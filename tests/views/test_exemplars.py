@@ -160,3 +160,19 @@ def test_grey_images_and_images_of_other_channels_are_transformed_too():
         assert made.transformed[0].shape == (6, channels, 16, 16) and made.transformed[0].isfinite().all()
     with pytest.raises(RecipeError, match="seed_scale"):
         MakeExemplars(IMAGE, seed_scale=(0.5, 1.2))
+    with pytest.raises(RecipeError, match=r"power=\(0.0, 4.0\)"):
+        MakeExemplars(IMAGE, power=(0.0, 4.0))
+
+
+def test_powers_that_lighten_are_as_frequent_as_those_that_darken():
+    grey = CanvasBatch(
+        torch.full((2000, 3, 8, 8), 64, dtype=torch.uint8),
+        torch.tensor([[0.0, 0, 8, 8]]).expand(2000, -1),
+        torch.arange(2000),
+    )
+    image = ImageSpec(size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    made = MakeExemplars(image, **{**PLAIN, "power": (0.25, 4.0)})(grey, Draws(0, grey.index))
+    drawn = (made.transformed[0].mean(dim=(1, 2, 3)).log() / math.log(64 / 255)).log() / math.log(4)
+    assert drawn.min() >= -1.01 and drawn.max() <= 1.01
+    for share in (0.25, 0.5, 0.75):
+        assert drawn.quantile(share).item() == pytest.approx(2 * share - 1, abs=0.06)

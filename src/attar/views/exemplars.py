@@ -30,7 +30,8 @@ class MakeExemplars:
     drawn with a probability in proportion to the mean squared gradient there.
     translation: largest shift in each direction, as a share of the seed's side. scale: factor of the side.
     rotation: largest angle, degrees. components: factor of each principal component of colour. power, factor, offset:
-    of the saturation and value of HSV. hue: largest shift, of a full turn. Ranges are uniform.
+    of the saturation and value of HSV. hue: largest shift, of a full turn. Factors and powers are
+    log-uniform, so that those that enlarge are as frequent as those that lessen; the others are uniform.
     """
 
     image: ImageSpec
@@ -51,6 +52,10 @@ class MakeExemplars:
         low, high = self.seed_scale
         if not 0 < low <= high <= 1:
             raise RecipeError(f"seed_scale={self.seed_scale} is not accepted; give a range with 0 < low <= high <= 1.")
+        for name in ("scale", "components", "power", "factor"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise RecipeError(f"{name}={(low, high)} is not accepted; give a range with 0 < low <= high.")
 
     def __call__(self, batch: CanvasBatch, draws: Draws) -> Exemplars:
         pixels = batch.canvases.float() / 255
@@ -64,12 +69,12 @@ class MakeExemplars:
     def _sample(self, pixels: Tensor, rectangles: Tensor, boxes: Tensor, draws: Draws) -> Tensor:
         side = boxes[:, 2:]  # (B, 1)
         moved = boxes[:, :2] + draws.uniform(-self.translation, self.translation, shape=(2,)) * side
-        scaled = side * draws.uniform(*self.scale, shape=(1,))
+        scaled = side * _log_uniform(draws, self.scale, 1)
         angle = draws.uniform(-self.rotation, self.rotation) * math.pi / 180
         images = self._cut(pixels, rectangles, torch.cat([moved, scaled], dim=1), angle)
         channels = images.shape[1]
-        images = contrast_of_components(images, draws.uniform(*self.components, shape=(channels,))).clamp_(0, 1)
-        power, factor = draws.uniform(*self.power, shape=(2,)), draws.uniform(*self.factor, shape=(2,))
+        images = contrast_of_components(images, _log_uniform(draws, self.components, channels)).clamp_(0, 1)
+        power, factor = _log_uniform(draws, self.power, 2), _log_uniform(draws, self.factor, 2)
         images = contrast_of_hsv(images, power, factor, draws.uniform(-self.offset, self.offset, shape=(2,)))
         if channels == 3:  # other images have no hue
             images = adjust_hue(images, draws.uniform(-self.hue, self.hue))
@@ -83,6 +88,11 @@ class MakeExemplars:
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.image.mean, self.image.std))
         return (images - mean) / std
+
+
+def _log_uniform(draws: Draws, limits: tuple[float, float], num: int) -> Tensor:
+    """(B, num)"""
+    return draws.uniform(math.log(limits[0]), math.log(limits[1]), shape=(num,)).exp()
 
 
 def seed_boxes(
