@@ -15,6 +15,7 @@ from attar.errors import RunError
 from attar.reporting.gallery import collect_gallery, map_of
 from attar.reporting.page import write_report
 from attar.reporting.plots import smoothed, ticks
+from attar.reporting.tradeoff import Point, not_beaten
 
 EVIL = "<script>alert('x')</script>.jpg"
 
@@ -140,3 +141,42 @@ def test_ticks_and_smoothing():
     assert ticks(0.13, 0.87) == [0.2, 0.4, 0.6, 0.8]
     assert ticks(0.0, 50.0) == [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]
     assert smoothed([1.0, 1.0, 4.0], window=3) == [1.0, 2.0, 2.5]
+
+
+def copy_of(run, folder, *, value):
+    """The same run under another name, with another value in its evaluation."""
+    shutil.copytree(run, folder)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for row in evaluation["rows"]:
+        row |= {"value": value, "low": value - 0.01, "high": value + 0.01}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_several_runs_are_drawn_over_their_size_and_latency(finished, tmp_path):
+    better = copy_of(finished, tmp_path / "better", value=0.99)
+    elsewhere = copy_of(finished, tmp_path / "elsewhere", value=0.5)
+    details = json.loads((elsewhere / "evaluation_details.json").read_text())
+    (elsewhere / "evaluation_details.json").write_text(json.dumps(details | {"data": "others"}))
+    text = write_report([finished, better, elsewhere], tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert "trade-off" in page.ids and "better is not beaten" in page.text and "Left out: elsewhere" in page.text
+    section = text[text.index('id="trade-off"') :].split("</section>")[0]
+    assert section.count("<svg") == 2 and "ONNX" not in section, "nothing was exported"
+    (better / "export.json").write_text(json.dumps({"onnx": _onnx(0.7)}))
+    (finished / "export.json").write_text(json.dumps({"onnx": _onnx(0.5)}))
+    text = write_report([finished, better], tmp_path / "r2.html").read_text()
+    (finished / "export.json").unlink()
+    assert "ONNX Runtime, one CPU thread" in text[text.index('id="trade-off"') :].split("</section>")[0]
+    assert "trade-off" not in Page(write_report([finished], tmp_path / "r3.html").read_text()).ids
+
+
+def _onnx(milliseconds):
+    latency = {"ONNX Runtime": {"1": milliseconds}}
+    return {"num_parameters": 5, "bytes": 20, "parity": {"1": 1e-6}, "latency_ms": latency, "snippet": "load"}
+
+
+def test_who_is_not_beaten():
+    points = [Point(n, v, v, v, c, c, None) for n, v, c in (("a", 0.5, 1), ("b", 0.4, 2), ("c", 0.5, 1), ("d", 0.9, 3))]
+    found = [p.name for p, _ in not_beaten([(p, p.parameters) for p in points])]
+    assert found == ["a", "d"]

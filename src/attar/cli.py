@@ -57,6 +57,12 @@ LearningRate = Annotated[
     float | None, typer.Option("--lr", help="Peak learning rate; default: the recipe's, scaled by the batch.")
 ]
 Labels = Annotated[str | None, typer.Option("--labels", help="folder, or the name of a column.")]
+LabelFraction = Annotated[
+    float | None, typer.Option("--label-fraction", help="Train with labels on this share of every class only.")
+]
+LabelNoise = Annotated[
+    str | None, typer.Option("--label-noise", help="Make training labels wrong: symmetric:0.4, asymmetric:0.4.")
+]
 Cache = Annotated[
     Path | None, typer.Option("--cache", help="Where decoded images are kept; default: the user's cache folder.")
 ]
@@ -98,6 +104,8 @@ def pretrain(
     init: Init = None,
     lr: LearningRate = None,
     labels: Labels = None,
+    label_fraction: LabelFraction = None,
+    label_noise: LabelNoise = None,
     cache: Cache = None,
     workers: Workers = None,
     seed: Seed = 0,
@@ -131,6 +139,8 @@ def pretrain(
         init=init,
         lr=lr,
         labels=labels,
+        label_fraction=label_fraction,
+        label_noise=label_noise,
         cache=cache,
         workers=workers,
         seed=seed,
@@ -165,6 +175,8 @@ def distill(
     init: Init = None,
     lr: LearningRate = None,
     labels: Labels = None,
+    label_fraction: LabelFraction = None,
+    label_noise: LabelNoise = None,
     cache: Cache = None,
     workers: Workers = None,
     seed: Seed = 0,
@@ -199,6 +211,8 @@ def distill(
         init=init,
         lr=lr,
         labels=labels,
+        label_fraction=label_fraction,
+        label_noise=label_noise,
         cache=cache,
         workers=workers,
         seed=seed,
@@ -282,7 +296,10 @@ def evaluate(
     test: Annotated[str | None, typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED.")] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option("--protocol", help="knn, linear, mlp, finetune, low_label, few_shot, layers; may be repeated."),
+        typer.Option(
+            "--protocol",
+            help="knn, linear, mlp, finetune, low_label, few_shot, layers, classifier, exits, retrieval; repeatable.",
+        ),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Also measure this teacher; default: the run's own.")

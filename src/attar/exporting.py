@@ -19,7 +19,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -354,14 +354,25 @@ def _difference(encoder: Encoder, run: Callable[[np.ndarray], np.ndarray], batch
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
 
 
-def _latency(run: Callable[[np.ndarray], Any], image: ImageSpec, *, repeats: int = 15) -> dict[int, float]:
+def forward_latency(backbone: Backbone, image: ImageSpec) -> float:
+    """Median milliseconds of one image through a backbone in PyTorch, on one thread."""
+    return _latency(lambda x: backbone(torch.from_numpy(x)), image, batches=(1,))[1]
+
+
+def _latency(
+    run: Callable[[np.ndarray], Any],
+    image: ImageSpec,
+    *,
+    batches: Sequence[int] = LATENCY_BATCHES,
+    repeats: int = 15,
+) -> dict[int, float]:
     """Median milliseconds a batch, on one thread; at least three runs, more while they are quick."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = {}
     try:
         with torch.no_grad():
-            for batch in LATENCY_BATCHES:
+            for batch in batches:
                 pixels = np.random.default_rng(0).random((batch, image.channels, image.size, image.size), np.float32)
                 run(pixels)  # the first one allocates
                 times: list[float] = []

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attar.evaluation.evaluation import Evaluation
     from attar.evaluation.subject import Classifier
     from attar.exporting import ExportResult
+    from attar.models.backbones import Backbone
     from attar.models.encoder import Encoder
     from attar.models.teachers import Teacher
 
@@ -50,6 +51,8 @@ def pretrain(
     init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
+    label_fraction: float | None = None,
+    label_noise: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -81,6 +84,8 @@ def pretrain(
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
         labels: "folder" or a column name. Methods with labels (attar methods says which) are trained on them;
             for all others they are only for the online kNN.
+        label_fraction, label_noise: for methods with labels: train on this share of every class only; make a share of
+            the training labels wrong, "symmetric:0.4" (any other class) or "asymmetric:0.4" (the next class).
         accumulate: forward passes per optimiser step. checkpoint_activations: compute them again in the backward
             pass instead of keeping them; for networks that do not fit otherwise. shard: spread weights, gradients and
             moments over the processes of torchrun (FSDP2); for networks that still do not fit.
@@ -113,6 +118,8 @@ def distill(
     init: str | Path | None = None,
     lr: float | None = None,
     labels: str | None = None,
+    label_fraction: float | None = None,
+    label_noise: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -263,8 +270,9 @@ def evaluate(
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed.
         protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map), classifier
-            (the run's own, with its calibration and its agreement with the teacher), retrieval (recall@k); settings
-            after a colon, e.g. "low_label:0.01,0.1".
+            (the run's own, with its calibration and its agreement with the teacher), exits (the run's early exits:
+            accuracy against work, at each exit and for thresholds), retrieval (recall@k); settings after a colon, e.g.
+            "low_label:0.01,0.1".
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
@@ -286,9 +294,11 @@ def evaluate(
             f"classifier: {run} kept no classifier. This protocol measures runs that were trained with one (methods "
             "with labels, see attar methods); for all others take linear or finetune."
         )
+    exits = _exits_of(Path(run)) if any(parse_protocol(p).name == "exits" for p in protocols) else {}
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
     taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls else (None, {})
+    data = provenance.get("data") or {}
     result = measure(
         backbone,
         image,
@@ -299,10 +309,12 @@ def evaluate(
         teacher=taught_by and taught_by[:2],
         classifier=classifier,
         teacher_classifier=taught_by and taught_by[2],
+        exits=exits,
         seed=seed,
         device=device,
         precision=precision,
-        trained_on=(provenance.get("data") or {}).get("digest"),
+        trained_on=data.get("source_digest") or data.get("digest"),
+        trained_with_labels=data.get("labels_digest") is not None,
         omitted=omitted,
         progress=progress,
     )
@@ -334,6 +346,20 @@ def _classifier_of(run: str | Path) -> Classifier | None:
     if head is None:
         return None
     return Classifier(head, classes_of(Path(run)) or tuple(map(str, range(head.num_features_out))))
+
+
+def _exits_of(run: Path) -> dict[str, tuple[Backbone, Classifier]]:
+    """The early exits that a run kept, from the shallowest."""
+    from attar.models.saved import load_backbone
+
+    found = {}
+    for folder in sorted(run.glob("exit[1-9]")):
+        classifier = _classifier_of(folder)
+        if classifier is not None:
+            found[folder.name] = (load_backbone(folder)[0], classifier)
+    if not found:
+        raise RecipeError(f"exits: {run} kept no early exits; train it by a method that does (byot).")
+    return found
 
 
 def _teacher_of(

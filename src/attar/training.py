@@ -71,6 +71,8 @@ class Request:
     init: str | Path | None = None
     lr: float | None
     labels: str | None
+    label_fraction: float | None = None
+    label_noise: str | None = None
     cache: str | Path | None
     workers: int | None
     seed: int
@@ -184,6 +186,7 @@ def check(request: Request) -> None:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
     _check_teacher_exists(request.teacher)
     _check_init(request)
+    _check_label_options(request, method)
     if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
         Path(request.source).absolute()
     ):
@@ -249,6 +252,14 @@ def _check_teacher_exists(teacher: Any) -> None:
         check_name(str(one))
 
 
+def _check_label_options(request: Request, method: type[Method]) -> None:
+    for option in ("label_fraction", "label_noise"):
+        if getattr(request, option) is not None and not method.needs_labels:
+            raise RecipeError(
+                f"--{option.replace('_', '-')} would be ignored: {request.method} is not trained with labels."
+            )
+
+
 def _check_init(request: Request) -> None:
     if request.init is None:
         return
@@ -289,6 +300,7 @@ class _Plan:
 
     request: Request
     images: Images
+    source_digest: str  # of all images of the source, of which `images` may be a part
     image: ImageSpec
     recipe_name: str
     recipe: Recipe
@@ -317,7 +329,10 @@ class _Plan:
             "data": {
                 "source": describe(request.source),
                 "labels": request.labels,
+                "label_fraction": request.label_fraction,
+                "label_noise": request.label_noise,
                 "digest": images.digest,
+                "source_digest": self.source_digest,
                 "labels_digest": self._labels_digest,
                 "num_images": len(images),
                 "num_broken": len(images.broken),
@@ -414,27 +429,29 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     import torch
 
     from attar.data.statistics import image_spec
-    from attar.methods.base import resolve_recipe
+    from attar.methods.base import load, resolve_recipe
     from attar.models.clusters import Clusters
     from attar.train.loop import choose_precision
 
-    teacher_image = _teacher_image(request)
+    known_image = _known_image(request)
     channels = request.channels
-    if channels == "auto" and teacher_image is not None:
-        channels = teacher_image.channels
-    wanted = request.image_size or (teacher_image.size if teacher_image else None)
+    if channels == "auto" and known_image is not None:
+        channels = known_image.channels
+    wanted = request.image_size or (known_image.size if known_image else None)
     images = _load_images(request, wanted or 224, channels, world)
-    if teacher_image is not None and teacher_image.channels != images.channels:
+    if known_image is not None and known_image.channels != images.channels:
         raise RecipeError(
-            f"the teacher takes {teacher_image.channels} channels, and these images have {images.channels}; "
-            f"use --channels {teacher_image.channels}."
+            f"the {'teacher' if request.teacher is not None else 'run to start from'} takes {known_image.channels} "
+            f"channels, and these images have {images.channels}; use --channels {known_image.channels}."
         )
     size = wanted or _natural_size(images)
-    image = teacher_image if teacher_image and teacher_image.size == size else image_spec(images, size)
+    image = known_image if known_image and known_image.size == size else image_spec(images, size)
 
     name, overrides = request.recipe_name(size), request.overrides
     if saved is not None and request.minutes is not None:
         overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
+    source_digest = images.digest
+    images = load(request.method).METHOD.training_images(images, resolve_recipe(request.method, name, overrides))
     if "batch_size" not in overrides:
         overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
     recipe = resolve_recipe(request.method, name, overrides)
@@ -442,7 +459,7 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     if isinstance(teacher, Clusters):
         recipe = _as_clustered(request, recipe, teacher)
     precision = "bf16" if choose_precision(request.precision, world.device) == torch.bfloat16 else "fp32"
-    return _Plan(request, images, image, name, recipe, teacher, precision)
+    return _Plan(request, images, source_digest, image, name, recipe, teacher, precision)
 
 
 def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
@@ -468,6 +485,17 @@ def _load_images(request: Request, size: int, channels: int | str, world: Any) -
     images = images if images is not None else read(False)
     if needs_labels:
         _check_labels(request, images)
+    return _with_fewer_or_wrong_labels(request, images)
+
+
+def _with_fewer_or_wrong_labels(request: Request, images: Images) -> Images:
+    """The training images as asked for; which ones they are is the same for all seeds of a training."""
+    from attar.data.label_noise import with_label_fraction, with_label_noise
+
+    if request.label_fraction is not None:
+        images = with_label_fraction(images, request.label_fraction)
+    if request.label_noise is not None:
+        images = with_label_noise(images, request.label_noise)
     return images
 
 
@@ -520,9 +548,12 @@ def _natural_size(images: Images) -> int:
     return min(images.canvas_size, 224)
 
 
-def _teacher_image(request: Request) -> ImageSpec | None:
-    """The input of a teacher that is a run; named networks are built for the student's images instead."""
+def _known_image(request: Request) -> ImageSpec | None:
+    """The input of the teacher, or of the run to start from; a teacher by name is built for the images instead."""
     from attar.models.saved import load_backbone
+
+    if request.teacher is None and request.init is not None:
+        return load_backbone(request.init)[1]
 
     first = teachers_named(request.teacher)[0]
     if isinstance(first, (str, Path)):
@@ -553,7 +584,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
 
     from attar.methods.base import Setup, load, make_views
     from attar.models.backbones import build_backbone
-    from attar.models.saved import start_from
+    from attar.models.saved import load_head, start_from
     from attar.train.loop import Job, LoopOptions
 
     module = load(request.method)
@@ -565,8 +596,10 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         stem=request.stem,
         pretrained=request.pretrained,
     )
+    projector = None
     if request.init is not None:
         start_from(backbone, Path(request.init))
+        projector = load_head(Path(request.init), "projector")
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
     if backbone.reduces_to_a_pixel():
@@ -582,6 +615,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         image=plan.image,
         images=plan.images,
         clusters=plan.clusters,
+        projector=projector,
         seed=request.seed,
         device=world.device,
         cache=_cache(request),
@@ -742,7 +776,7 @@ def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) 
     folder.mkdir(exist_ok=True)
     for name, head in (("projector", trained.projector), ("classifier", trained.classifier)):
         if isinstance(head, MLP):
-            save_head(folder, name, head, classes=job.images.classes)
+            save_head(folder, name, head, classes=job.method.class_names or job.images.classes)
     save_backbone(folder, trained.backbone, job.image, provenance=provenance)
 
 

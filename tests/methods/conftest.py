@@ -28,6 +28,7 @@ SMALL = {
     "predictor_hidden_dim": 20,
     "num_local_views": 2,
     "teacher_views": 0,
+    "contrast_temperature": 0.5,  # at the paper's 0.07 a dozen images in 12 dimensions blow up within two steps
 }
 
 
@@ -119,14 +120,23 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
     fields = {f.name for f in dataclasses.fields(module.RECIPES[recipe])}
     small = {k: v for k, v in SMALL.items() if k in fields}
     resolved = resolve_recipe(name, recipe, {"batch_size": BATCH, "epochs": 2, **small, **settings})
-    setup = Setup(image=IMAGE, images=make_images())
+    setup = Setup(image=IMAGE, images=make_images(), projector=pretrained_projector())
     if module.METHOD.needs_teacher:
         from attar.models.teachers import FrozenTeacher
 
-        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, _teacher_head(resolved))
+        head, projector = _teacher_head(resolved), _teacher_projector(resolved)
+        classes = setup.images.classes if head else ()
+        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, head, projector=projector, classes=classes)
     backbone = tiny_backbone(name=module.METHOD.backbone_name(BACKBONES[module.METHOD.needs_tokens]))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
+
+
+def pretrained_projector() -> MLP:
+    """As SimCLR v2 leaves it beside the backbone: three layers, the last one to be left out."""
+    torch.manual_seed(6)
+    dims = [tiny_backbone().num_features, 20, 18, 12]
+    return MLP(dims, norm="batch", final_norm="batch_no_shift", bias=False, final_bias=False)
 
 
 def _teacher_head(recipe: Recipe) -> MLP | None:
@@ -135,6 +145,15 @@ def _teacher_head(recipe: Recipe) -> MLP | None:
         return None
     torch.manual_seed(8)
     return MLP([tiny_backbone().num_features, 3])
+
+
+def _teacher_projector(recipe: Recipe) -> MLP | None:
+    """Besides the classifier, a head of the same features that embeds them."""
+    if getattr(recipe, "teacher_output", "") != "logits":
+        return None
+    torch.manual_seed(9)
+    width = tiny_backbone().num_features
+    return MLP([width, width, width], norm=None)
 
 
 @pytest.fixture

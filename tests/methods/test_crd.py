@@ -29,7 +29,7 @@ def test_each_side_is_compared_with_the_other_sides_bank_and_not_with_its_own_cl
     s = method.student_adapter(method.backbone(batch.images))
     t = method.teacher_adapter(bench.setup.teacher.backbone(batch.images))
     expected = sum(
-        nce(rows, bank[batch.index], bank[drawn], temperature=0.07, num_images=12, partition=partition, excluded=same)
+        nce(rows, bank[batch.index], bank[drawn], temperature=0.5, num_images=12, partition=partition, excluded=same)
         for rows, bank, partition in (
             (s, banks[1], method.teacher_bank.partition),
             (t, banks[0], method.student_bank.partition),

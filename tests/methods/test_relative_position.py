@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from attar.data.images import ImageSpec
 from attar.methods.pretext.relative_position import AROUND, RECIPES, pretext_targets, views
+from attar.views.batches import side_by_side
 
 PHOTO = ImageSpec(size=224, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -44,6 +45,8 @@ def test_a_zero_head_gives_log_8(bench):
 def test_the_step_is_a_slow_loop_over_pairs(bench):
     bench = bench("relative_position")
     method, batch = bench.method.eval(), bench.batch(0)
+    for parameter in method.head.parameters():
+        parameter.data *= 5  # so that every logit weighs in
     features = [method.backbone(batch.patches[:, i]) for i in range(9)]
     z = [method.patch_head(h) for h in features]
     losses, correct = [], 0.0
@@ -75,6 +78,9 @@ def test_the_answer_puts_every_neighbour_in_one_place(bench, monkeypatch):
     monkeypatch.setattr(method, "_of_pairs", lambda z: logits)
     answers = method.answers(batch)
     assert answers.captions["solved"] == ["8 of 8 (100%)", "6 of 8 (100%)"] + ["8 of 8 (100%)"] * 4
-    puzzle, solved, patches = answers.pictures().values()
+    assert list(answers.pictures()) == ["puzzle", "solved", "image"]
+    puzzle, solved, images = answers.pictures().values()
+    patches = side_by_side(batch.patches)
+    assert images is batch.images
     assert (solved == patches).flatten(1).all(dim=1).tolist() == [True, False, True, True, True, True]
     assert not (puzzle == patches).flatten(1).all(dim=1).any()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attar.errors import BackboneError
+from attar.models import small_nets
 from attar.models.backbones import BackboneSpec, build_backbone
 
 
@@ -22,8 +23,15 @@ def parameters(module):
         ("wrn_16_2", 0.70, 100),  # distillation literature, with the 100-way classifier
         ("wrn_40_2", 2.26, 100),
         ("resnet8x4", 1.23, 100),
+        ("resnet8", 0.08, 100),
+        ("resnet32", 0.47, 100),
+        ("resnet32x4", 7.43, 100),
+        ("wrn_40_1", 0.57, 100),
         ("vgg8_small", 3.97, 100),
         ("vgg13_small", 9.46, 100),
+        ("mobilenetv2_small", 0.81, 100),
+        ("shufflenetv1_small", 0.95, 100),
+        ("shufflenetv2_small", 1.36, 100),
     ],
 )
 def test_sizes_are_the_published_ones(name, millions, classes):
@@ -32,7 +40,19 @@ def test_sizes_are_the_published_ones(name, millions, classes):
     assert (parameters(backbone) + classifier) / 1e6 == pytest.approx(millions, abs=0.011)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet8x0.5", "wrn_16_1", "vgg8_small", "nin4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet8",
+        "resnet8x0.5",
+        "wrn_16_1",
+        "vgg8_small",
+        "nin4",
+        "mobilenetv2_small",
+        "shufflenetv1_small",
+        "shufflenetv2_small",
+    ],
+)
 def test_own_nets_show_their_stages_and_pool_the_last(name):
     backbone = build_backbone(name, channels=1, image_size=16).eval()
     images = torch.randn(2, 1, 16, 16)
@@ -41,6 +61,32 @@ def test_own_nets_show_their_stages_and_pool_the_last(name):
     last = list(stages.values())[-1]
     assert torch.allclose(last.mean(dim=(2, 3)), backbone(images), atol=1e-6)
     assert backbone(images).shape == (2, backbone.num_features)
+
+
+@pytest.mark.parametrize("name", [n for n in small_nets.EXAMPLES if n != "alexnet"])
+def test_every_own_net_gives_features_and_stages_in_one_pass_at_32_pixels(name):
+    backbone = build_backbone(name, image_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    features, maps = backbone.features_and_stages(images)
+    assert torch.equal(features, backbone(images))
+    assert list(maps) == list(backbone.stages(images)) and all(m.ndim == 4 for m in maps.values())
+    sizes = [m.shape[2] for m in maps.values()]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= 2, "a picture remains to the end"
+
+
+def test_shuffling_mixes_the_groups():
+    channels = torch.arange(6.0).view(1, 6, 1, 1)
+    assert small_nets._shuffle(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    unit = small_nets.ShuffleUnitV2(8, 8, 1).eval()
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(unit(x)[:, ::2], x[:, :4]), "half of the channels pass"
+
+
+def test_mobilenet_takes_a_width():
+    assert build_backbone("mobilenetv2_smallx1", image_size=32).num_features == 1280
+    widths = [build_backbone(n, image_size=32).stages(torch.zeros(1, 3, 32, 32))["stage2"].shape[1] for n in (
+        "mobilenetv2_small", "mobilenetv2_smallx0.5", "mobilenetv2_smallx1")]  # fmt: skip
+    assert widths == [16, 16, 32]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "regnety_002", "convnext_atto"])

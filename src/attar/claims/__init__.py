@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _ABLATIONS = "attar.claims.views_and_collapse"
 _TRANSFER = "attar.claims.transfer"
 _FEATURES = "attar.claims.feature_distillation"
+_SELF = "attar.claims.self_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
     "compress": _FEATURES,
@@ -22,6 +23,11 @@ CLAIMS = {
     "seed_self": _FEATURES,
     "s2bnn": _FEATURES,
     "foundation": _FEATURES,
+    "ddgsd": _SELF,
+    "byot": _SELF,
+    "pskd": _SELF,
+    "born_again": _SELF,
+    "dogo": _SELF,
     "simsiam_collapse": _ABLATIONS,
     "byol_collapse": _ABLATIONS,
     "moco_queue": _ABLATIONS,

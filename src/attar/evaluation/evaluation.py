@@ -48,9 +48,11 @@ TELLING = (
     "low_label",
     "few_shot",
     "classifier",
+    "exits",
     "layers",
     "retrieval",
 )  # the first of these that was run gives the verdict
+_ONE_GROUP = ("layers", "exits")  # of the table, with all their variants
 HEALTH_ROWS = 1024
 
 
@@ -95,14 +97,15 @@ class Evaluation:
     def table(self) -> Table:
         """One line a subject, best first within each protocol and metric; for a terminal of 80 columns.
 
-        The layers of all subjects are one group: which one, and whose, is best?
+        The layers of all subjects are one group: which one, and whose, is best? So are exits, each with its
+        share of the whole network's work.
         """
         from rich.table import Table
 
         table = Table("protocol", "metric", "subject", "value", "95 % interval", title=None)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.rows:
-            variant = "" if row["protocol"] == "layers" else row["settings"]["variant"]
+            variant = "" if row["protocol"] in _ONE_GROUP else row["settings"]["variant"]
             label = f"{row['protocol']} {variant}".strip()
             groups.setdefault((label, row["metric"]), []).append(row)
         for (label, metric), rows in groups.items():
@@ -110,8 +113,9 @@ class Evaluation:
             for i, row in enumerate(sorted(rows, key=lambda r: best_first * r["value"])):
                 first = (label, metric_name(metric)) if i == 0 else ("", "")
                 style = "bold" if row["subject"] == "model" else None
-                layer = row["settings"]["variant"] if row["protocol"] == "layers" else ""
-                name = f"{row['subject']} {layer}".strip()
+                layer = row["settings"]["variant"] if row["protocol"] in _ONE_GROUP else ""
+                share = row["settings"].get("share_of_work")
+                name = f"{row['subject']} {layer}{'' if share is None else f', {100 * share:.0f} %'}".strip()
                 table.add_row(*first, name, *_cell(row), style=style, end_section=i == len(rows) - 1)
         return table
 
@@ -127,12 +131,14 @@ def evaluate(
     teacher: tuple[nn.Module, ImageSpec] | None = None,
     classifier: Classifier | None = None,
     teacher_classifier: Classifier | None = None,
+    exits: Mapping[str, tuple[nn.Module, Classifier]] | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 256,
     num_resamples: int = 1000,
     trained_on: str | None = None,
+    trained_with_labels: bool = False,
     omitted: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -145,9 +151,11 @@ def evaluate(
         controls: of random_init, pixels, hog, pretrained. The last is left out where its weights are not at hand.
         teacher: another backbone with its own image_spec, measured alike.
         classifier, teacher_classifier: what these were trained with, for the protocol of that name.
+        exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
         omitted: what the caller could not bring, and why; the verdict names it.
-        trained_on: digest of the images the backbone was pretrained on; if they are these, the table says so.
+        trained_on: digest of the images the backbone was trained on; if they are these, the table says so, and how:
+            trained_with_labels or without.
 
     Raises:
         DataError: labels missing, a single class, a class in test that train lacks, too few images.
@@ -165,6 +173,10 @@ def evaluate(
     measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))
     measured.omitted |= omitted or {}
     model = Subject("model", backbone, image_spec, task, classifier=classifier)
+    model.exits = {
+        name: Subject(name, network, image_spec, task, classifier=head)
+        for name, (network, head) in (exits or {}).items()
+    }
     if teacher is not None:
         model.teacher = Subject("teacher", *teacher, task, classifier=teacher_classifier)
     measured.add(model, chosen)
@@ -174,7 +186,8 @@ def evaluate(
             measured.add(control, chosen)
         else:
             measured.omitted[control[0]] = control[1]
-    return _conclude(measured, health, seen)
+    how = "with labels" if trained_with_labels else "without labels"
+    return _conclude(measured, health, how if seen else "")
 
 
 def prepare(train: Images, test: Images | None, *, seed: int) -> tuple[Images, Images, tuple[str, ...]]:
@@ -320,7 +333,7 @@ def _telling(protocol: str) -> int:
     return TELLING.index(protocol) if protocol in TELLING else len(TELLING)
 
 
-def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Evaluation:
+def _conclude(measured: _Measured, health: dict[str, float], seen: str) -> Evaluation:
     task = measured.task
     keys = sorted(measured.model_scores, key=lambda k: _telling(k[0]))
     protocol, variant = keys[0]
@@ -333,7 +346,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
     )
     if seen:
         for row in measured.rows:
-            row["settings"]["seen_in_pretraining"] = "without labels"
+            row["settings"]["seen_in_pretraining"] = seen
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),

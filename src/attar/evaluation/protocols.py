@@ -7,6 +7,7 @@ from typing import Any
 
 from attar.errors import RecipeError, unknown_name
 from attar.evaluation.classifier import OwnClassifier
+from attar.evaluation.exits import Exits
 from attar.evaluation.finetune import Finetune
 from attar.evaluation.knn import Knn
 from attar.evaluation.layers import Layers
@@ -16,7 +17,7 @@ from attar.evaluation.mlp import Mlp
 from attar.evaluation.retrieval import Retrieval
 from attar.evaluation.subject import Protocol
 
-_ALL = (Knn, Linear, Mlp, Finetune, LowLabel, FewShot, Layers, OwnClassifier, Retrieval)
+_ALL = (Knn, Linear, Mlp, Finetune, LowLabel, FewShot, Layers, OwnClassifier, Exits, Retrieval)
 PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in _ALL}
 
 

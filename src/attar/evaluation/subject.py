@@ -77,7 +77,8 @@ class Subject:
     """One line of the table: a backbone, the input it expects, and its features of the task's images.
 
     name: model, random_init, pixels, hog, teacher or pretrained. settings: what a reader must know about it.
-    classifier: its own, where it was trained with one. teacher: of the model.
+    classifier: its own, where it was trained with one. teacher: of the model. exits: its early exits by name, from the
+    shallowest, each with its own classifier.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Subject:
     settings: dict[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
     teacher: Subject | None = None
+    exits: Mapping[str, Subject] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> Features:

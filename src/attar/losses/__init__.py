@@ -2,7 +2,7 @@
 
 from attar.losses.clustering import dino, prototype_cross_entropy, sinkhorn, swapped_prediction
 from attar.losses.colour import colour_cross_entropy
-from attar.losses.contrastive import bilinear_nce, info_nce, instance_softmax, inva_spread, nt_xent
+from attar.losses.contrastive import bilinear_nce, cosine_margin, info_nce, instance_softmax, inva_spread, nt_xent
 from attar.losses.distillation import (
     anchor_similarities,
     error_rank_gate,
@@ -41,6 +41,7 @@ __all__ = [
     "byol_regression",
     "colour_cross_entropy",
     "confidence_weighted_cross_entropy",
+    "cosine_margin",
     "dino",
     "error_rank_gate",
     "feature_hint",

@@ -237,3 +237,28 @@ def _mean_over_blocks(
     blocks = [slice(start, start + chunk_size) for start in range(0, num_rows, chunk_size)]
     sums = [checkpoint(block_sum, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
     return sum(sums[1:], sums[0]) / num_rows
+
+
+@full_precision
+def cosine_margin(cosines: Tensor, targets: Tensor, *, margin: float) -> Tensor:
+    """Each row's true column must lead every other by a margin: a triplet loss over all negatives of a batch.
+
+    loss = mean_i mean_{j != y_i} max( 0, margin + c_ij - c_iy )
+
+    Args:
+        cosines: (B, N), N >= 2. targets: (B,) true columns. margin: > 0.
+
+    Returns:
+        Scalar >= 0; equal cosines give the margin.
+
+    Source: Schroff et al. 2015, arXiv:1503.03832, eq. 3, with cosines for distances and all negatives.
+    """
+    if cosines.ndim != 2 or targets.shape != cosines.shape[:1] or len(targets) == 0 or cosines.shape[1] < 2:
+        raise ShapeError(
+            f"cosine_margin: cosines have shape {tuple(cosines.shape)} and targets {tuple(targets.shape)}; give "
+            "(B, N), N >= 2, and (B,)."
+        )
+    check_positive("cosine_margin", margin=margin)
+    own = cosines.gather(1, targets[:, None])
+    excess = F.relu(margin + cosines - own).scatter(1, targets[:, None], 0.0)
+    return excess.sum(dim=1).mean() / (cosines.shape[1] - 1)

@@ -78,11 +78,15 @@ CATALOGUE: dict[str, Entry] = {
         Entry("regression", "distill", "Navaneet et al. 2021, arXiv:2201.05131", 2021),
         Entry("foundation", "distill", "Beyer et al. 2021, arXiv:2106.05237; lightly-train 2025", 2021),
         Entry("s2bnn", "distill", "Shen et al. 2021, arXiv:2102.08946", 2021),
+        Entry("finetune", "distill", "Chen et al. 2020, arXiv:2006.10029", 2020),
+        Entry("simclr_v2", "distill", "Chen et al. 2020, arXiv:2006.10029", 2020),
         Entry("kd", "distill", "Hinton et al. 2015, arXiv:1503.02531", 2015),
         Entry("fitnet", "distill", "Romero et al. 2015, arXiv:1412.6550", 2015),
         Entry("attention_transfer", "distill", "Zagoruyko and Komodakis 2017, arXiv:1612.03928", 2017),
         Entry("relational_kd", "distill", "Park et al. 2019, arXiv:1904.05068", 2019),
         Entry("crd", "distill", "Tian et al. 2020, arXiv:1910.10699", 2020),
+        Entry("sskd_teacher", "distill", "Xu et al. 2020, arXiv:2006.07114", 2020),
+        Entry("sskd", "distill", "Xu et al. 2020, arXiv:2006.07114", 2020),
         Entry("seed", "distill", "Fang et al. 2021, arXiv:2101.04731", 2021),
     )
 }

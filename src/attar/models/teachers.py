@@ -101,6 +101,13 @@ class FrozenTeacher:
         return (features if self.head is None else self.head(features)).float()
 
     @torch.no_grad()
+    def embedding(self, features: Tensor) -> Tensor:
+        """What its projector makes of these features of its own, (B, E) in fp32."""
+        if self.projector is None:
+            raise CheckpointError(f"the teacher {self.name} has kept no projector.")
+        return self.projector(features).float()
+
+    @torch.no_grad()
     def features_and_stages(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """Its features and its intermediate maps by name, in one pass."""
         self._move(images.device)
@@ -242,7 +249,7 @@ def cache_answers(
         table.flush()
         del table
         os.replace(temporary, path)
-    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest, classes=teacher.classes)
+    return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest, classes=getattr(teacher, "classes", ()))
 
 
 def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:

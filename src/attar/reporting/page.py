@@ -14,6 +14,7 @@ import numpy as np
 
 from attar.errors import RunError
 from attar.reporting.plots import Dot, Line, dot_plot, line_plot, smoothed
+from attar.reporting.tradeoff import trade_off
 from attar.train.log import read_json_lines
 from attar.train.run import RunFolder, write_atomically
 
@@ -42,6 +43,7 @@ PROTOCOLS = {
     "few_shot": "few shots",
     "layers": "linear probe of layer",
     "classifier": "its own classifier",
+    "exits": "its early exits",
     "retrieval": "retrieval",
 }
 QUERIES, NEIGHBOURS = 8, 6
@@ -106,6 +108,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         controls=control_plots(main),
         low_labels=low_label_plot(main),
         layers=layers_plot(main),
+        exits=exits_plot(main),
+        trade_off=trade_off_of(contents),
         curves=curve_plots(contents),
         health=health_of(main),
         views=image_uri(main.path / "views.png"),
@@ -183,11 +187,20 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
     return found
 
 
+def trade_off_of(runs: Sequence[RunContent]) -> dict[str, Any] | None:
+    details = runs[0].details
+    if len(runs) < 2 or not details:
+        return None
+    metric, protocol = details["metric"], details["protocol"]
+    what = " ".join([PROTOCOLS.get(protocol, protocol), details["variant"]]).strip()
+    return trade_off(runs, value_name=f"{METRICS.get(metric, metric)}, {what}")
+
+
 def control_plots(run: RunContent) -> list[tuple[str, str]]:
     """(title, plot) for each protocol and metric with one value a subject."""
     found = []
     rows = run.evaluation.get("rows", [])
-    several = ("low_label", "few_shot", "layers")
+    several = ("low_label", "few_shot", "layers", "exits")
     keys = dict.fromkeys((r["protocol"], r["metric"]) for r in rows if r["protocol"] not in several)
     for protocol, metric in keys:
         dots = [
@@ -236,6 +249,21 @@ def layers_plot(run: RunContent) -> str:
         lines.append(Line(NAMES.get(subject, subject), x, y, bars=bars, kind=kind))
     title = f"linear probe of each layer, {METRICS[metric]}"
     return line_plot(lines, x_label="layer, from the input to the output", y_label=title, names=names)
+
+
+def exits_plot(run: RunContent) -> str:
+    """Value over the work an image costs on the mean: one exit for all images, or each at the first that is sure."""
+    rows = [r for r in run.evaluation.get("rows", []) if r["protocol"] == "exits"]
+    if not rows:
+        return ""
+    metric = run.details.get("metric") or rows[0]["metric"]
+    rows = sorted((r for r in rows if r["metric"] == metric), key=lambda r: r["settings"]["work"])
+    lines = []
+    for kind, (title, leaving) in enumerate((("the same exit for all images", False), ("the first sure exit", True))):
+        mine = [r for r in rows if ("leave" in r["settings"]) == leaving]
+        x, y = [100 * r["settings"]["share_of_work"] for r in mine], [r["value"] for r in mine]
+        lines.append(Line(title, x, y, bars=[(r["low"], r["high"]) for r in mine], kind=kind))
+    return line_plot(lines, x_label="work, % of the whole network", y_label=f"early exits, {METRICS[metric]}")
 
 
 def curve_plots(runs: Sequence[RunContent]) -> list[str]:
@@ -411,6 +439,7 @@ def lineage_of(run: RunContent) -> dict[str, Any]:
         "network": f"{recipe['backbone']['name']}, {image['channels']} channels, {image['size']} pixels",
         "data": f"{data['source']}: {data['num_images']:,} images, digest {data['digest'][:12]}",
         "teacher": recipe["teacher"]["name"] if recipe.get("teacher") else "none",
+        "first weights": recipe["init"]["name"] if recipe.get("init") else "drawn by the seed",
         "weights": run.backbone.get("sha256", "not finished")[:12],
         "seed": recipe["seed"],
         "started": recipe["started"],

@@ -97,6 +97,24 @@ class Rotated:
 
 
 @dataclass
+class Transformed:
+    """images: (B, C, H, W). transformed: (V B, C, H, W), V blocks of the same images in the same order.
+
+    pretext_targets: (V B,), which transformation it was, from 1 (0 is none); 0 throughout where that is no question.
+    """
+
+    images: Tensor
+    transformed: Tensor
+    pretext_targets: Tensor
+    index: Tensor
+    labels: Tensor | None = None
+
+    def pictures(self) -> dict[str, Tensor]:
+        blocks = self.transformed.split(len(self.images))
+        return {"image": self.images} | {f"transformed {v + 1}": b for v, b in enumerate(blocks)}
+
+
+@dataclass
 class ImageAndPatches:
     """images: (B, C, H, W); patches: (B, P, C, h, w), small cuts from a crop of the same image, in random order."""
 
@@ -132,14 +150,16 @@ class Tiles:
 
 @dataclass
 class Neighbours:
-    """patches: (B, 9, C, h, w): a 3 x 3 neighbourhood in reading order, the patch in the middle is number 4."""
+    """images: (B, C, H, W). patches: (B, 9, C, h, w), cut from them: a 3 x 3 neighbourhood in reading order, the patch
+    in the middle is number 4."""
 
+    images: Tensor
     patches: Tensor
     index: Tensor
     labels: Tensor | None = None
 
     def pictures(self) -> dict[str, Tensor]:
-        return {"patches": side_by_side(self.patches)}
+        return {"image": self.images, "patches": side_by_side(self.patches)}
 
 
 @dataclass

@@ -136,7 +136,7 @@ class MakeNeighbours:
             matrix = _without_green_magenta(patches.device) * std / std[:, None]  # for values divided by std
             patches = torch.einsum("dc,bpchw->bpdhw", matrix, patches)
         strength = patches.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
-        return Neighbours(patches / strength.clamp(min=FLAT), batch.index, batch.labels)
+        return Neighbours(images, patches / strength.clamp(min=FLAT), batch.index, batch.labels)
 
     def _coarsened(self, patches: Tensor, draws: Draws) -> Tensor:
         """Some patches at a lower resolution; the number of pixels is uniform."""

@@ -12,7 +12,8 @@ deepest one. There is no state besides the weights.
 
 The run keeps every exit: RUN/exit1, RUN/exit2, … are networks like any other, with their classifiers. So
 `attar evaluate RUN/exit1 SOURCE`, `attar export RUN/exit1` and a teacher RUN/exit2 work as for RUN itself.
-attar.early_exits(RUN, SOURCE) measures them all, and what it costs and brings to leave at the first sure enough exit.
+`attar evaluate RUN SOURCE --protocol exits` measures them all beside the whole, and what it costs and brings to leave
+at the first exit that is sure enough.
 
 Differs: three published codes differ from the paper and from each other. "paper" has the weights of the authors' later
 code (0.7, 0.3 and 0.03), with T^2 and with the hint as a mean over images of squared distances: theirs is one norm
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ from attar.losses import feature_hint, kl_divergence
 from attar.methods.base import Method, Progress, Setup, StepOutput, Trained
 from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
 from attar.models.backbones import Backbone, cut_at_exit
-from attar.models.early_exit import exits_of
+from attar.models.early_exit import Branch, exits_of
 from attar.models.heads import MLP
 from attar.views.batches import OneView
 from attar.views.makers import MakeOneView
@@ -135,7 +137,7 @@ class BYOT(Method):
     def others(self) -> Mapping[str, Trained]:
         exits = zip(self.branches.values(), self.classifiers, strict=True)
         return {
-            f"exit{k}": Trained(cut_at_exit(self.backbone, k, branch), classifier=classifier)
+            f"exit{k}": Trained(cut_at_exit(self.backbone, k, cast(Branch, branch)), classifier=classifier)
             for k, (branch, classifier) in enumerate(exits, 1)
         }
 

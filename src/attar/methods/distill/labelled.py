@@ -69,10 +69,9 @@ def labelled_teacher(method: str, setup: Setup) -> Teacher:
     Raises:
         RecipeError: there is none, or its classes are others.
     """
-    if setup.teacher is None:
-        raise RecipeError(f"{method}: it distils and needs a teacher; give one in setup.teacher.")
-    check_classes(method, setup.teacher, setup.images)
-    return setup.teacher
+    teacher = setup.require_teacher(method)
+    check_classes(method, teacher, setup.images)
+    return teacher
 
 
 def labelled_network(method: str, setup: Setup) -> FrozenTeacher:

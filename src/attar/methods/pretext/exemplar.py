@@ -7,7 +7,7 @@ Dosovitskiy, Fischer, Springenberg, Riedmiller and Brox 2014, arXiv:1406.6909.
     T_a: moved by up to 0.2 of its side, scaled by 0.7 .. 1.4, turned by up to 20 degrees;
          each principal component of its colours times 0.5 .. 2;
          S and V of HSV: s -> f s^p + o,  p in 0.25 .. 4,  f in 0.7 .. 1.4,  o in -0.1 .. 0.1;  hue shifted by up to 0.1
-    h = dropout(relu(W backbone(T_a s_i)))
+    h = dropout(relu(BN(W backbone(T_a s_i))))
     loss = mean over images and samples of  CE(V h, i)
 
 The class of a sample is the stable id of its image. There is no state besides the weights, of which V has one row for
@@ -21,14 +21,17 @@ simclr's loss is the form with all negatives.
 
 Numbers without a source beside them are from section 2 and from memory.
 
-Differs: the paper makes about 150 samples of each seed once; here every epoch draws new ones. Principal components are
-those of the sample's own pixels; the paper takes them over all pixels of the set, which a view does not see. Where a
-sample reaches over the edge of the image, the image is mirrored. Hue and saturation do nothing to grey images. The
-paper's network is small, with 512 features before the classes; here any backbone has a layer of 512 before them. The
-paper lowers the rate by hand when the error stops falling. "small" is ours: seeds are most of an image of 32 px, and
-each step sees several samples of an image, since few epochs show a class but a few times.
+Differs: the paper makes about 150 samples of each seed once; here every epoch draws new ones. It does not say how its
+factors and powers are distributed within their ranges; here log-uniformly, for uniform powers in 0.25 .. 4 make most
+samples nearly black. Principal components are those of the sample's own pixels; the paper takes them over all pixels
+of the set, which a view does not see. Where a sample reaches over the edge of the image, the image is mirrored. Hue
+and saturation do nothing to grey images. The paper's network is small, without batch norm, and ends in 512 features;
+here any backbone has a layer of 512, with batch norm, before the classes. The paper lowers the rate by hand when the
+error stops falling. "small" is ours: seeds are most of an image of 32 px, and each step sees several samples of an
+image, since few epochs show a class but a few times.
 
-Cost: num_samples views a step, each cut by interpolation, about as dear as a SimCLR view; V has N * 512 weights.
+Cost: num_samples views a step, cut by interpolation at any angle, which on a CPU costs a few times a SimCLR view where
+images are large; V has N * 512 weights.
 
 Choose it for a few thousand distinct images; duplicates or near-duplicates contradict it, and for more images
 inst_disc, simclr or moco do better for less.
@@ -129,9 +132,11 @@ class Exemplar(Method):
     def __init__(self, recipe: ExemplarRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         self.backbone = backbone
-        self.projector = MLP([backbone.num_features, recipe.projector_dim])
+        self.projector = MLP([backbone.num_features, recipe.projector_dim], final_norm="batch")
         self.dropout = nn.Dropout(recipe.dropout)
         self.classes = nn.Linear(recipe.projector_dim, len(setup.images))
+        nn.init.zeros_(self.classes.weight)  # all classes alike at first: the loss begins at log N, not above
+        nn.init.zeros_(self.classes.bias)
         ids = torch.from_numpy(np.sort(setup.images.index))
         self.register_buffer("ids", ids, persistent=False)  # known from the images
         if len(ids) > MANY:

@@ -9,8 +9,8 @@ Noroozi and Favaro 2016, arXiv:1603.09246; Jigsaw++: Noroozi et al. 2018, arXiv:
     loss = mean  CE( head(z_0, .., z_8), k )
 
 Against shortcuts: the tiles are cut from cells a third larger, at random places (no line runs on from tile to tile);
-each has mean 0 and deviation 1 (no brightness to sort by); some images are grey and in the others the channels of
-each tile are shifted against each other (no colour fringes, which point to the middle of a photograph).
+each has mean 0 and deviation 1 (no brightness to sort by); some images are grey, which hides colour fringes (they point
+to the middle of a photograph), and in the others the channels of each tile are shifted, which blurs that trace.
 
 The permutations are chosen greedily, each as far as possible from those before (Hamming distance): 1000 of nine tiles
 differ in 8.0 of 9 places on average, and in 5 at least. Jigsaw++: image i gives up to two tiles to image i - 1 of the
@@ -34,7 +34,7 @@ teacher of cluster_transfer. It cannot work on textures, and contrastive methods
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class JigsawRecipe(Recipe):
     dropout: float = 0.5  # before the last layer; published code
 
 
-_PAPER = dict(
+_PHOTO = JigsawRecipe(
     epochs=70,  # 350,000 steps
     batch_size=256,
     optimiser="sgd",
@@ -81,12 +81,14 @@ _PAPER = dict(
     lr_drops=(100 / 350, 200 / 350, 300 / 350),  # published code
     weight_decay=5e-4,  # published code
 )
-_SMALL = dict(
+_SMALL = JigsawRecipe(
     epochs=200,
     batch_size=128,
     optimiser="sgd",
     base_lr=0.1,  # 0.05 at a batch of 128
     weight_decay=5e-4,
+    grid=2,
+    num_permutations=24,  # all there are
     tile_scale=3 / 8,  # 12 px of 32
     crop_scale=(0.5, 1.0),
     flip=0.5,
@@ -97,10 +99,10 @@ _SMALL = dict(
 )
 
 RECIPES = {
-    "photo": JigsawRecipe(**_PAPER),
-    "jigsaw_plus_plus": JigsawRecipe(**_PAPER, num_permutations=701, grey=0.7, max_foreign=2),  # 2018, section 3
-    "small": JigsawRecipe(**_SMALL, grid=2, num_permutations=24),  # all there are
-    "small_plus_plus": JigsawRecipe(**_SMALL, num_permutations=100, grey=0.7, max_foreign=2),
+    "photo": _PHOTO,
+    "jigsaw_plus_plus": replace(_PHOTO, num_permutations=701, grey=0.7, max_foreign=2),  # 2018, section 3
+    "small": _SMALL,
+    "small_plus_plus": replace(_SMALL, grid=3, num_permutations=100, grey=0.7, max_foreign=2),
 }
 
 

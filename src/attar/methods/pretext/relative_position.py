@@ -78,12 +78,12 @@ RECIPES = {
         epochs=200,
         batch_size=128,
         optimiser="sgd",
-        base_lr=0.1,  # 0.05 at a batch of 128
+        base_lr=0.2,  # 0.1 at a batch of 128
         weight_decay=5e-4,
         patch_scale=3 / 8,
         gap=1 / 4,
         displaced=1 / 12,
-        crop_scale=(0.5, 1.0),
+        crop_scale=(0.8, 1.0),
         flip=0.5,
         colours="project",  # keeps colours that the exported network will see
         low_resolution=0.0,  # patches of 12 px are coarse enough
@@ -145,7 +145,7 @@ class RelativePosition(Method):
         return StepOutput(loss, metrics, features.unflatten(0, (-1, 9)).mean(dim=1).detach())
 
     def answers(self, batch: Neighbours) -> Answers:
-        """The neighbours out of order, put where the network finds them most likely (one place each), and as they were;
+        """The neighbours out of order, put where the network finds them most likely (one place each), and the image;
         with how many came home and the mean confidence of their places."""
         z = self.patch_head(self.backbone(batch.patches.flatten(0, 1))).unflatten(0, (-1, 9))
         logs = self._of_pairs(z).log_softmax(dim=2)
@@ -158,8 +158,8 @@ class RelativePosition(Method):
             solved[image, [AROUND[place] for place in places]] = batch.patches[image, list(AROUND)]
             home = sum(place == neighbour for neighbour, place in enumerate(places))
             said.append(f"{home} of 8 ({scores[range(8), places].exp().mean():.0%})")
-        pictures = {"puzzle": puzzle, "solved": solved, "patches": batch.patches}
-        return Answers({name: side_by_side(p) for name, p in pictures.items()}, {"solved": said}, batch.index)
+        shown = {"puzzle": side_by_side(puzzle), "solved": side_by_side(solved), "image": batch.images}
+        return Answers(shown, {"solved": said}, batch.index)
 
     def _of_pairs(self, z: Tensor) -> Tensor:
         """Logits (B, 16, 8): of (middle, neighbour) for the eight in reading order, then of (neighbour, middle)."""

@@ -67,11 +67,11 @@ RECIPES = {
 }
 
 
-def labelled_view(image: ImageSpec, *, crop: str, crop_scale: tuple[float, float]) -> MakeOneView:
+def labelled_view(image: ImageSpec, *, crop: str, crop_scale: tuple[float, float], flip: float = 0.5) -> MakeOneView:
     """Crop and mirror; colours stay, as labels may depend on them."""
     if crop == "padded":
-        return MakeOneView(RandomCropPad(image, pad=max(image.size // 8, 1), flip=0.5))
-    return MakeOneView(Augmentation(image, scale=crop_scale, flip=0.5, jitter=None, grey=0.0, blur=0.0))
+        return MakeOneView(RandomCropPad(image, pad=max(image.size // 8, 1), flip=flip))
+    return MakeOneView(Augmentation(image, scale=crop_scale, flip=flip, jitter=None, grey=0.0, blur=0.0))
 
 
 def views(recipe: SupervisedRecipe, image: ImageSpec) -> MakeOneView:
