@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _ABLATIONS = "attar.claims.views_and_collapse"
 _TRANSFER = "attar.claims.transfer"
 _FEATURES = "attar.claims.feature_distillation"
+_LABELLED = "attar.claims.labelled_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
     "compress": _FEATURES,
@@ -22,6 +23,14 @@ CLAIMS = {
     "seed_self": _FEATURES,
     "s2bnn": _FEATURES,
     "foundation": _FEATURES,
+    "kd": _LABELLED,
+    "crd": _LABELLED,
+    "sskd": _LABELLED,
+    "sskd_tasks": _LABELLED,
+    "sskd_errors": _LABELLED,
+    "sskd_few_labels": _LABELLED,
+    "sskd_wrong_labels": _LABELLED,
+    "sskd_families": _LABELLED,
     "simsiam_collapse": _ABLATIONS,
     "byol_collapse": _ABLATIONS,
     "moco_queue": _ABLATIONS,
