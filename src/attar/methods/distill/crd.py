@@ -22,6 +22,7 @@ Choose it when kd leaves a gap between networks of one family; "small_kd", with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class CRD(Method):
     def _contrast(self, embeddings: Tensor, bank: MemoryBank, index: Tensor, drawn: Tensor) -> Tensor:
         """L: embeddings of one network against the bank of the other."""
         positives, negatives = bank.rows[index], bank.rows[drawn]
-        shared = {"temperature": self.recipe.contrast_temperature, "num_images": len(bank)}
+        shared: dict[str, Any] = {"temperature": self.recipe.contrast_temperature, "num_images": len(bank)}
         if bank.partition == 0:
             bank.partition.copy_(nce_partition(embeddings, positives, negatives, **shared))
         same_class = self.labels[index][:, None] == self.labels[drawn]  # (B, K)
