@@ -15,8 +15,8 @@ T is `temperature`, a `label_weight`: 0 needs no labels. A labelled image counts
 the one that `finetune` takes with the same `label_seed`. The mean over these is estimated from every batch, whose sum
 is divided by the number expected in it. There is no state besides the weights; the teacher is frozen, in eval mode.
 
-Differs: the published code of this stage is a notebook of ten steps (crop and mirror, LARS, T = 1, factor T^2), which is
-followed; schedule and batch are the paper's, from memory. The classes are the teacher's, so images need no labels.
+Differs: the published code of this stage is a notebook of ten steps (crop and mirror, LARS, T = 1, factor T^2), which
+is followed; schedule and batch are the paper's, from memory. The classes are the teacher's; images need no labels.
 
 Cost: one step of the student and one forward pass of the teacher; with teacher_views the teacher is asked once.
 
