@@ -16,11 +16,7 @@ the one that `finetune` takes with the same `label_seed`. The mean over these is
 is divided by the number expected in it. There is no state besides the weights; the teacher is frozen, in eval mode.
 
 Differs: the published code of this stage is a notebook of ten steps (crop and mirror, LARS, T = 1, factor T^2), which
-<<<<<<< HEAD
 is followed; schedule and batch are the paper's, from memory. The classes are the teacher's, so images need no labels.
-=======
-is followed; schedule and batch are the paper's, from memory. The classes are the teacher's; images need no labels.
->>>>>>> simclr2
 
 Cost: one step of the student and one forward pass of the teacher; with teacher_views the teacher is asked once.
 
