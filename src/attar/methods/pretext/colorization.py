@@ -28,7 +28,8 @@ kept. Its Adam adds the weight decay to the gradient; ours (AdamW) decays the we
 Cost: one view a step, and the decoder: Q scores for each place, at 224 px 56 x 56 of them.
 
 Choose it for photographs when colour tells what a thing is and what you have later may be grey; it needs colour
-images, and does not see colour afterwards. For most uses SimCLR or MoCo v2 give much better features.
+images, and does not see colour afterwards, so it begins below a network that does. For most uses SimCLR or MoCo v2
+give much better features.
 """
 
 from __future__ import annotations

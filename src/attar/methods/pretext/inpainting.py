@@ -30,7 +30,8 @@ with AlexNet (section 5.2). "small" is ours: "random" with rates that suit a few
 Cost: one view a step and the decoder, which grows with the picture; with D about twice the decoder's share more.
 
 Choose it when pictures are not of single things in the middle, or for what it draws; its features know texture better
-than kind. "random" transfers better than "paper", which fills better. For transformers mae is the same idea, cheaper.
+than kind: judge them by a linear probe, not by neighbours. Features from blots transfer better than those from the
+middle (section 3.3), whose fills look better. For transformers mae is the same idea, cheaper.
 """
 
 from __future__ import annotations
