@@ -168,11 +168,13 @@ def run_ablation(
     for seed in range(num_seeds):
         for key, arm in claim.arms.items():
             run = out / f"seed{seed}" / key
-            network = {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
+            network: dict[str, Any] = (
+                {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
+            )
             _train(arm, train, out=run, seed=seed, **network, **common)
             first = key == next(iter(claim.arms))
-            measured = {"untrained": first and probed, "protocols": claim.protocols}
-            measure(result, key, run, train, held_out, device, seed=seed, **measured)
+            beside = {"untrained": first and probed, "protocols": claim.protocols}
+            measure(result, key, run, train, held_out, device, seed=seed, **beside)  # type: ignore[arg-type]
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result

@@ -136,7 +136,7 @@ class BYOT(Method):
     def others(self) -> Mapping[str, Trained]:
         exits = zip(self.branches.values(), self.classifiers, strict=True)
         return {
-            f"exit{k}": Trained(cut_at_exit(self.backbone, k, branch), classifier=classifier)
+            f"exit{k}": Trained(cut_at_exit(self.backbone, k, branch), classifier=classifier)  # type: ignore[arg-type]
             for k, (branch, classifier) in enumerate(exits, 1)
         }
 
