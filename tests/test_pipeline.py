@@ -197,3 +197,18 @@ def test_corrected_labels_are_evaluated_anew(tmp_path, monkeypatch):
     assert run(file).ran == ["model", "evaluate"] and run(file).ran == []
     np.savez("images.npz", images=pixels, labels=np.arange(64) % 4)
     assert run(file).ran == ["evaluate"]
+
+
+def test_the_three_stages_of_sskd_are_a_pipeline(tmp_path):
+    stages = [
+        {"name": "teacher", "pretrain": {**TRAINING, "method": "supervised"}},
+        {"name": "teacher_ss", "distill": {**TRAINING, "teacher": "teacher", "method": "sskd_teacher"}},
+        {
+            "name": "student",
+            "distill": {**TRAINING, "teacher": "teacher_ss", "method": "sskd", "label_noise": "symmetric:0.2"},
+        },
+    ]
+    recipe = {"out": str(tmp_path / "out"), "stages": stages}
+    assert run(write(tmp_path / "recipe.yaml", recipe)).ran == ["teacher", "teacher_ss", "student"]
+    stages[2]["distill"]["label_fraction"] = 0.5
+    assert run(write(tmp_path / "recipe.yaml", recipe)).ran == ["student"], "the first two are shared"

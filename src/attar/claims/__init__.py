@@ -16,6 +16,7 @@ _ABLATIONS = "attar.claims.views_and_collapse"
 _TRANSFER = "attar.claims.transfer"
 _FEATURES = "attar.claims.feature_distillation"
 _SELF = "attar.claims.self_distillation"
+_LABELLED = "attar.claims.labelled_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
     "compress": _FEATURES,
@@ -28,6 +29,14 @@ CLAIMS = {
     "pskd": _SELF,
     "born_again": _SELF,
     "dogo": _SELF,
+    "kd": _LABELLED,
+    "crd": _LABELLED,
+    "sskd": _LABELLED,
+    "sskd_tasks": _LABELLED,
+    "sskd_errors": _LABELLED,
+    "sskd_few_labels": _LABELLED,
+    "sskd_wrong_labels": _LABELLED,
+    "sskd_families": _LABELLED,
     "simsiam_collapse": _ABLATIONS,
     "byol_collapse": _ABLATIONS,
     "moco_queue": _ABLATIONS,

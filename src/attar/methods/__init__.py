@@ -66,6 +66,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("ibot", "masked", "Zhou et al. 2022, arXiv:2111.07832", 2022),
         Entry("dinov2", "masked", "Oquab et al. 2023, arXiv:2304.07193", 2023),
         Entry("i_jepa", "masked", "Assran et al. 2023, arXiv:2301.08243", 2023),
+        Entry("metric", "metric", "Schroff et al. 2015, arXiv:1503.03832", 2015),
         Entry("supervised", "supervised", "He et al. 2016, arXiv:1512.03385", 2016),
         Entry("cluster_transfer", "distill", "Noroozi et al. 2018, arXiv:1805.00385", 2018),
         Entry("born_again", "distill", "Furlanello et al. 2018, arXiv:1805.04770", 2018),

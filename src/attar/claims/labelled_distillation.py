@@ -1,0 +1,338 @@
+"""Claims about distilling with labels: what SSKD adds to KD, when its compute is counted, and what its parts are for.
+
+One teacher, trained with all labels, and one self-supervised head for each task are shared by all arms and seeds; in
+the claims of few and wrong labels it is the student's that are few or wrong. Arms are measured by their own classifier
+on images that are never touched; last epoch. Each arm says how often the student saw an image: SSKD sees four views of
+it where KD sees one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attar import stages
+from attar.claims.ablation import Expectation, judge
+from attar.claims.base import ClaimResult
+from attar.claims.images import train_and_test
+from attar.errors import RecipeError, unknown_name
+
+if TYPE_CHECKING:
+    from attar.data.images import Images
+
+METRIC = "classifier"
+SSKD = "Xu et al. 2020, arXiv:2006.07114"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student. times: its epochs, as a multiple of the size's. options: label_fraction, label_noise.
+
+    network: "student", or "other", of another family than the teacher.
+    """
+
+    what: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    times: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    network: Literal["student", "other"] = "student"
+
+    @property
+    def task(self) -> str:
+        """Of the self-supervised head that its teacher needs; "" if it needs none."""
+        return self.settings.get("task", "contrastive") if self.method == "sskd" else ""
+
+    @property
+    def views(self) -> int:
+        """That the student sees of an image in an epoch."""
+        return 4 if self.method == "sskd" else 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: what is said, by whom, and what must be seen. ranked: the verdict also names the arms in order."""
+
+    name: str
+    statement: str
+    source: str
+    arms: Mapping[str, Arm]
+    expectations: Sequence[Expectation]
+    ranked: bool = False
+
+    def __call__(self, **asked: Any) -> ClaimResult:
+        return run_claim(self, **asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The numbers of an experiment. head_epochs: of the teacher's self-supervised head, a quarter as in the paper."""
+
+    images: int
+    test_images: int
+    image_size: int
+    teacher: str
+    student: str
+    other: str
+    epochs: int
+    head_epochs: int
+    batch_size: int
+    seeds: int
+
+
+SIZES = {
+    "cpu": Size(
+        images=3_000,
+        test_images=2_000,
+        image_size=16,
+        teacher="resnet20",
+        student="resnet8",
+        other="mobilenetv2_smallx0.25",
+        epochs=20,
+        head_epochs=5,
+        batch_size=64,
+        seeds=3,
+    ),
+    "gpu": Size(
+        images=50_000,
+        test_images=10_000,
+        image_size=32,
+        teacher="resnet32x4",
+        student="resnet8x4",
+        other="shufflenetv1_small",
+        epochs=60,
+        head_epochs=15,
+        batch_size=256,
+        seeds=3,
+    ),
+}
+
+
+def run_claim(
+    claim: Claim, *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+) -> ClaimResult:
+    """Run what is missing of the experiment in `out`, then judge."""
+    if size not in SIZES:
+        raise RecipeError(unknown_name("size", size, SIZES))
+    plan, data = SIZES[size], data or "digits"
+    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
+    experiment = _Experiment(plan, train, held_out, out, device)
+    shown = ("teacher", "student", "other", "image_size", "epochs", "head_epochs")
+    result = ClaimResult(
+        name=claim.name,
+        statement=f"{claim.statement} ({claim.source})",
+        data=f"{data}: {len(train)} images to train on, {len(held_out)} to measure",
+        conditions={name: getattr(plan, name) for name in shown} | {"seeds": seeds or plan.seeds},
+        arms={
+            "teacher": f"teacher ({plan.teacher}), for reference",
+            **{
+                key: f"{arm.what}; {arm.times * arm.views * plan.epochs} views an image"
+                for key, arm in claim.arms.items()
+            },
+        },
+    )
+    experiment.measure(result, "teacher", experiment.teacher(), seed=0)
+    for seed in range(result.conditions["seeds"]):
+        for key, arm in claim.arms.items():
+            experiment.measure(result, key, experiment.student(key, arm, seed), seed=seed)
+        result.verdict = judge(claim, result, digits=data == "digits", metrics=(METRIC,))
+        result.save(out)
+    return result
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """Trainings of one size; each is done once."""
+
+    plan: Size
+    train: Images
+    held_out: Images
+    out: Path
+    device: str
+
+    def teacher(self, task: str = "") -> Path:
+        """The teacher, or the teacher with a head for that task."""
+        plain = self.out / "teacher"
+        if not task:
+            shared = self._shared(self.plan.teacher, self.plan.epochs, seed=0)
+            stages.pretrain(self.train, out=plain, method="supervised", **shared).or_stop()
+            return plain
+        run, settings = self.out / f"teacher-{task}", {"task": task}
+        shared = self._shared(self.plan.teacher, self.plan.head_epochs, seed=0)
+        taught_by = self.teacher()
+        stages.distill(
+            self.train, teacher=taught_by, out=run, method="sskd_teacher", settings=settings, **shared
+        ).or_stop()
+        return run
+
+    def student(self, key: str, arm: Arm, seed: int) -> Path:
+        run = self.out / f"seed{seed}" / key
+        shared = self._shared(getattr(self.plan, arm.network), arm.times * self.plan.epochs, seed)
+        options = {"out": run, "method": arm.method, "settings": dict(arm.settings), **shared, **arm.options}
+        if arm.method == "supervised":
+            stages.pretrain(self.train, **options).or_stop()
+        else:
+            stages.distill(self.train, teacher=self.teacher(arm.task), **options).or_stop()
+        return run
+
+    def _shared(self, backbone: str, epochs: int, seed: int) -> dict[str, Any]:
+        return {
+            "backbone": backbone,
+            "recipe": "small",
+            "image_size": self.plan.image_size,
+            "epochs": epochs,
+            "batch_size": min(self.plan.batch_size, max(len(self.train) // 8, 2)),
+            "seed": seed,
+            "device": self.device,
+            "resume": True,
+        }
+
+    def measure(self, result: ClaimResult, arm: str, run: Path, *, seed: int) -> None:
+        """Add its classifier's top-1, how far its probabilities are off (ece), and its agreement with the teacher."""
+        measured = stages.evaluate(
+            run,
+            self.train,
+            test=self.held_out,
+            protocols=("classifier",),
+            controls=False,
+            teacher=None if arm == "teacher" else self.out / "teacher",
+            seed=seed,
+            device=self.device,
+            progress=False,
+        )
+        named = {"top1": METRIC, "ece": "ece", "agreement": "agreement with the teacher"}
+        for row in measured.rows:
+            if row["subject"] == "model" and row["metric"] in named:
+                result.values.setdefault(arm, {}).setdefault(named[row["metric"]], []).append(row["value"])
+
+
+def _over(better: str, *worse: str) -> list[Expectation]:
+    return [Expectation((better,), (arm,), f"{better} over {arm}".replace("_", " ")) for arm in worse]
+
+
+ALONE = Arm("labels alone", "supervised")
+KD = Arm("KD", "kd")
+FULL = Arm("SSKD", "sskd")
+
+
+def _keeping(share: float) -> Arm:
+    return Arm(f"{share:.0%} of the teacher's errors", "sskd", {"keep_wrong": share})
+
+
+def _with(arm: Arm, what: str, **options: Any) -> Arm:
+    return replace(arm, what=f"{arm.what}, {what}", options=options)
+
+
+# tau of rotation and jigsaw, whose scores are logits
+LOGITS = {"self_supervision_temperature": 4.0}
+
+CLAIMS = {
+    claim.name: claim
+    for claim in (
+        Claim(
+            name="kd",
+            statement="A student learns more from a teacher's soft classes than from labels, smoothed or not.",
+            source="Hinton et al. 2015, arXiv:1503.02531; the control with smoothed labels is ours",
+            arms={
+                "alone": ALONE,
+                "smoothed": Arm("labels alone, smoothed by 0.1", "supervised", {"label_smoothing": 0.1}),
+                "kd": KD,
+            },
+            expectations=_over("kd", "alone", "smoothed"),
+        ),
+        Claim(
+            name="crd",
+            statement="CRD is better than KD, and KD better than hints, attention and relations.",
+            source="Tian et al. 2020, arXiv:1910.10699, table 1",
+            arms={
+                "alone": ALONE,
+                "kd": KD,
+                "crd": Arm("CRD", "crd"),
+                "fitnet": Arm("FitNet hints", "fitnet"),
+                "attention": Arm("attention transfer", "attention_transfer"),
+                "relational": Arm("relational KD", "relational_kd"),
+            },
+            expectations=[*_over("crd", "kd"), *_over("kd", "fitnet", "attention", "relational")],
+            ranked=True,
+        ),
+        Claim(
+            name="sskd",
+            statement="SSKD is better than KD, than KD on rotated images too, and than KD with as much compute.",
+            source=f"{SSKD}, table 2; the last two controls are ours",
+            arms={
+                "alone": ALONE,
+                "kd": KD,
+                "kd_longer": Arm("KD, four times the steps", "kd", times=4),
+                "rotated": Arm("SSKD without self-supervision", "sskd", {"self_supervision_weight": 0.0}),
+                "sskd": FULL,
+            },
+            expectations=_over("sskd", "kd", "rotated", "kd_longer"),
+        ),
+        Claim(
+            name="sskd_tasks",
+            statement="Contrastive prediction serves SSKD better than exemplar, jigsaw and rotation.",
+            source=f"{SSKD}, section 4.1",
+            arms={
+                "contrastive": Arm("contrastive", "sskd"),
+                "exemplar": Arm("exemplar", "sskd", {"task": "exemplar"}),
+                "jigsaw": Arm("jigsaw", "sskd", {"task": "jigsaw", **LOGITS}),
+                "rotation": Arm("rotation", "sskd", {"task": "rotation", **LOGITS}),
+            },
+            expectations=_over("contrastive", "exemplar", "jigsaw", "rotation"),
+            ranked=True,
+        ),
+        Claim(
+            name="sskd_errors",
+            statement="SSKD should pass on most of its teacher's errors in self-supervision, but not all.",
+            source=f"{SSKD}, section 4.1",
+            arms={f"keep_{round(100 * share)}": _keeping(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
+            expectations=_over("keep_75", "keep_0", "keep_100"),
+            ranked=True,
+        ),
+        Claim(
+            name="sskd_few_labels",
+            statement="SSKD's gain over KD is larger when the student has a quarter of the labelled images.",
+            source=f"{SSKD}, section 4.3",
+            arms={
+                "kd": KD,
+                "sskd": FULL,
+                "kd_quarter": _with(KD, "25 % of the images", label_fraction=0.25),
+                "sskd_quarter": _with(FULL, "25 % of the images", label_fraction=0.25),
+            },
+            expectations=[
+                *_over("sskd_quarter", "kd_quarter"),
+                Expectation(("sskd_quarter", "kd"), ("kd_quarter", "sskd"), "the gain with few minus that with all"),
+            ],
+        ),
+        Claim(
+            name="sskd_wrong_labels",
+            statement="SSKD loses less than KD when half of the student's labels are wrong.",
+            source=f"{SSKD}, section 4.3",
+            arms={
+                "kd": KD,
+                "sskd": FULL,
+                "kd_wrong": _with(KD, "half of the labels wrong", label_noise="symmetric:0.5"),
+                "sskd_wrong": _with(FULL, "half of the labels wrong", label_noise="symmetric:0.5"),
+            },
+            expectations=[Expectation(("sskd_wrong", "kd"), ("kd_wrong", "sskd"), "KD's loss minus SSKD's loss")],
+        ),
+        Claim(
+            name="sskd_families",
+            statement="SSKD's gain over KD is larger when teacher and student are of different families.",
+            source=f"{SSKD}, tables 2 and 3",
+            arms={
+                "kd": KD,
+                "sskd": FULL,
+                "kd_other": replace(KD, what="KD, student of another family", network="other"),
+                "sskd_other": replace(FULL, what="SSKD, student of another family", network="other"),
+            },
+            expectations=[
+                *_over("sskd_other", "kd_other"),
+                Expectation(("sskd_other", "kd"), ("kd_other", "sskd"), "the gain across families minus that within"),
+            ],
+        ),
+    )
+}
