@@ -33,8 +33,9 @@ image, since few epochs show a class but a few times.
 Cost: num_samples views a step, cut by interpolation at any angle, which on a CPU costs a few times a SimCLR view where
 images are large; V has N * 512 weights.
 
-Choose it for a few thousand distinct images; duplicates or near-duplicates contradict it, and for more images
-inst_disc, simclr or moco do better for less.
+Choose it for a few thousand distinct images and hundreds of passes: a class is seen but num_samples times in each, and
+after the first few passes features are hardly better than untrained ones. Duplicates or near-duplicates contradict it,
+and for more images inst_disc, simclr or moco do better for less.
 """
 
 from __future__ import annotations
