@@ -17,6 +17,7 @@ _TRANSFER = "attar.claims.transfer"
 _FEATURES = "attar.claims.feature_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
+    "simclr_v2": "attar.claims.simclr_v2",
     "compress": _FEATURES,
     "compress_temperature": _FEATURES,
     "seed_self": _FEATURES,
