@@ -66,9 +66,12 @@ def test_wrong_shapes_and_margins_are_errors():
 def test_pairs_of_a_batch():
     i, j, same = all_pairs(LABELS)
     assert len(i) == 15 and (i < j).all() and same.sum() == 4
-    anchors, positives = class_pairs(LABELS)
+    ((anchors, positives),) = class_pairs(LABELS)
     assert [(int(a), int(p)) for a, p in zip(anchors, positives)] == [(0, 2), (1, 4)], "class 2 has one image"
-    assert len(class_pairs(torch.tensor([3]))[0]) == 0 and len(class_pairs(torch.tensor([1, 0, 2]))[0]) == 0
+    assert class_pairs(torch.tensor([3])) == [] and class_pairs(torch.tensor([1, 0, 2])) == []
+    found = class_pairs(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]))
+    assert [(a.tolist(), p.tolist()) for a, p in found] == [([0, 4, 9], [1, 5, 10]), ([2, 6], [3, 7])]
+    assert class_pairs(torch.tensor([5, 5, 5, 5])) == [], "a tuple of one class has no negatives"
 
 
 @pytest.mark.parametrize("mining", ["hard", "semihard", "all"])

@@ -32,7 +32,7 @@ def test_step_is_the_loss_on_the_embedding(bench, loss, projector_dim):
     features, z, labels = embedded(built, batch)
     unit = F.normalize(z, dim=1)
     i, j, same = losses.all_pairs(labels)
-    a, p = losses.class_pairs(labels)
+    ((a, p),) = losses.class_pairs(labels)
     anchor, positive, negative = losses.mined_triplets(unit, labels, mining="semihard")
     expected = {
         "contrastive_pair": lambda: losses.contrastive_pair(unit[i], unit[j], same, margin=1.0),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from attar import stages
 from attar.errors import RecipeError
 from attar.methods.base import Setup
 from attar.methods.distill.simclr_v2 import METHOD, RECIPES
 from attar.models.saved import classes_of
+from attar.pipeline import run as run_pipeline
 
 QUICK = dict(backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=128, device="cpu", progress=False)
 
@@ -110,3 +115,31 @@ def test_an_unlabelled_run_keeps_the_teachers_classes(tmp_path):
     found = {(row["metric"], row["subject"]) for row in result.rows}
     assert {("agreement", "model"), ("ece", "teacher")} <= found
     assert {subject for _, subject in found} == {"model", "teacher"}
+
+
+def test_the_whole_system_is_a_pipeline(tmp_path):
+    """The example of docs/pipelines.md at a size for tests."""
+    doc = Path(__file__).parents[2] / "docs" / "pipelines.md"
+    text = next(block for block in doc.read_text().split("```yaml")[1:] if "simclr_v2" in block).split("```")[0]
+    plan = yaml.safe_load(text)
+    random = np.random.default_rng(0)
+    for name in ("photos", "others"):
+        np.savez(
+            tmp_path / f"{name}.npz", images=random.integers(0, 255, (60, 8, 8), np.uint8), labels=np.arange(60) % 3
+        )
+    plan["out"] = str(tmp_path / "out")
+    for stage in plan["stages"]:
+        (kind,) = stage.keys() - {"name"}
+        given = stage[kind]
+        given.pop("labels", None)
+        given |= {k: f"{tmp_path}/{given[k].strip('/')}.npz" for k in ("source", "labelled", "test") if k in given}
+        if kind in ("pretrain", "distill"):
+            given |= {"epochs": 1, "batch_size": 2 if stage["name"] == "tuned" else 16, "device": "cpu"}
+            given["backbone"] = "resnet8x0.5" if stage["name"] == "small" else "resnet8"
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    result = run_pipeline(tmp_path / "plan.yaml")
+    assert result.ran == ["big", "tuned", "small", "evaluate", "evaluate", "report"]
+    rows = json.loads((tmp_path / "out" / "small" / "evaluation.json").read_text())["rows"]
+    assert any(row["metric"] == "agreement" for row in rows)
+    assert 'id="trade-off"' in (tmp_path / "out" / "report.html").read_text()
+    assert run_pipeline(tmp_path / "plan.yaml").ran == []

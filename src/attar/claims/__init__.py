@@ -19,6 +19,7 @@ _SELF = "attar.claims.self_distillation"
 _LABELLED = "attar.claims.labelled_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
+    "simclr_v2": "attar.claims.simclr_v2",
     "compress": _FEATURES,
     "compress_temperature": _FEATURES,
     "seed_self": _FEATURES,

@@ -97,15 +97,20 @@ def all_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return i, j, labels[i] == labels[j]
 
 
-def class_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """For each class with two rows or more its first two: the anchors and the positives of `n_pair`."""
+def class_pairs(labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Tuples for `n_pair`: positions of anchors and positives, of every class once; as many as use all rows.
+
+    The first tuple has the first two rows of each class, the second the next two; one of a single class is left out.
+    """
     order = labels.argsort(stable=True)
-    starts = torch.ones_like(order, dtype=torch.bool)
-    starts[1:] = labels[order][1:] != labels[order][:-1]
-    first = starts.nonzero()[:, 0]
-    first = first[first + 1 < len(order)]
-    first = first[~starts[first + 1]]  # the next one is of the same class
-    return order[first], order[first + 1]
+    _, counts = labels[order].unique_consecutive(return_counts=True)
+    starts = counts.cumsum(0) - counts
+    tuples = []
+    for k in range(int(counts.max()) // 2):
+        first = starts[counts >= 2 * k + 2] + 2 * k
+        if len(first) > 1:
+            tuples.append((order[first], order[first + 1]))
+    return tuples
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ RECIPES = {
         epochs=60,
         batch_size=64,
         optimiser="sgd",
-        base_lr=0.1,  # 0.025 at a batch of 64
+        base_lr=0.4,  # 0.1 at a batch of 64
         crop_scale=(0.2, 1.0),
     ),
 }

@@ -7,7 +7,7 @@ y the labels; the rows of all processes are compared.
 
     contrastive_pair   all pairs of the batch, z normalised                          Hadsell et al. 2006
     triplet            mined triplets of the batch, z normalised                     Schroff et al. 2015
-    n_pair             two images of each class in the batch, z not normalised       Sohn 2016
+    n_pair             tuples of two images of each class, z not normalised          Sohn 2016
     center             cross-entropy + center_weight * distance to the class' centre Wen et al. 2016
     sphereface         softmax over cosines, the own angle multiplied                arXiv:1704.08063
     cosface, arcface   softmax over cosines, with a margin of cosine or of angle     arXiv:1801.09414, arXiv:1801.07698
@@ -161,10 +161,11 @@ class Metric(Method):
         rows, names = gather_rows(z), gather_rows(labels)
         margin = MARGINS.get(r.loss, 0.0) if r.margin is None else r.margin
         if r.loss == "n_pair":
-            i, j = class_pairs(names)
-            if len(i) == 0:
-                return {"n_pair": 0 * rows.sum()}
-            return {"n_pair": n_pair(rows[i], rows[j], norm_weight=r.norm_weight)}
+            tuples = class_pairs(names)
+            total = sum(
+                (len(i) * n_pair(rows[i], rows[j], norm_weight=r.norm_weight) for i, j in tuples), 0 * rows.sum()
+            )
+            return {"n_pair": total / max(sum(len(i) for i, _ in tuples), 1)}
         rows = F.normalize(rows, dim=1)
         if r.loss == "triplet":
             i, p, n = mined_triplets(rows, names, mining=r.mining)

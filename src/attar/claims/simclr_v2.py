@@ -1,0 +1,218 @@
+"""SimCLR v2 (Chen et al. 2020, arXiv:2006.10029): with few labels, a small network learns most from what a fine-tuned
+large one says of unlabelled images; and that one is best fine-tuned from the first layer of a three-layer projector.
+
+The large network is pretrained once, by SimCLR, on all images. Then for each seed, which also draws the labelled share:
+
+    layer1, layer0    the large network fine-tuned from the first layer of its projector, and from its features
+    labels            the small network, untrained at first, on the labelled share alone
+    on_labelled       distilled from layer1 on the images of the labelled share alone
+    on_all            distilled from layer1 on all images, without a label
+    both              the same, and half of the weight on the labels
+
+All arms of the small network, and both of the large one, take about as many optimiser steps of the same batch. Measured
+at the last epoch: top-1 of the run's own classifier on images of which nothing was trained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attar import stages
+from attar.claims.base import ClaimResult, compare, few_seeds
+from attar.claims.images import train_and_test
+from attar.data.splits import labelled_share
+from attar.errors import RecipeError, unknown_name
+
+if TYPE_CHECKING:
+    from attar.data.images import Images
+
+STATEMENT = "Distilling on unlabelled images carries the gain; fine-tuning starts best inside the projector."
+ARMS = {
+    "layer1": "large, fine-tuned from the projector's first layer (the teacher)",
+    "layer0": "large, fine-tuned from its features",
+    "labels": "small, on the labels alone",
+    "on_labelled": "small, distilled on the labelled images",
+    "on_all": "small, distilled on all images",
+    "both": "small, distilled on all images, with labels",
+}
+# arm -> what it must be above, in words
+EXPECTATIONS = (
+    ("on_all", "labels", "unlabelled images beside labels alone"),
+    ("on_all", "on_labelled", "unlabelled images beside distilling on the labelled ones"),
+    ("layer1", "layer0", "first layer of the projector beside the features"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The numbers of an experiment. images, test_images: at most so many; epochs: over all images."""
+
+    images: int
+    test_images: int
+    image_size: int
+    large: str
+    small: str
+    stem: str
+    label_fraction: float
+    pretraining_epochs: int
+    finetuning_steps: int
+    epochs: int
+    batch_size: int
+    seeds: int
+
+
+SIZES = {
+    "cpu": Size(
+        images=5_000,
+        test_images=2_000,
+        image_size=32,
+        large="resnet20",
+        small="resnet8x0.5",
+        stem="standard",
+        label_fraction=0.05,  # 25 of each class of CIFAR-10
+        pretraining_epochs=20,
+        finetuning_steps=500,
+        epochs=20,
+        batch_size=64,
+        seeds=3,
+    ),
+    "gpu": Size(
+        images=50_000,
+        test_images=10_000,
+        image_size=32,
+        large="resnet50",
+        small="resnet18",
+        stem="small",
+        label_fraction=0.01,
+        pretraining_epochs=200,
+        finetuning_steps=2_000,
+        epochs=100,
+        batch_size=256,
+        seeds=3,
+    ),
+}
+
+
+def run_claim(
+    *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+) -> ClaimResult:
+    """Run what is missing of the experiment in `out`, then judge. See the module's docstring."""
+    if size not in SIZES:
+        raise RecipeError(unknown_name("size", size, SIZES))
+    plan = SIZES[size]
+    data = data or "digits"
+    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    out = out or Path(f"runs/claims/simclr_v2-{size}-{train.digest[:8]}")
+    share = labelled_share(train, plan.label_fraction)
+    result = ClaimResult(
+        name="simclr_v2",
+        statement=f"{STATEMENT} (Chen et al. 2020, arXiv:2006.10029)",
+        data=f"{data}: {len(train)} images to train on, {len(share)} of them labelled, {len(held_out)} to measure",
+        conditions={
+            "large": f"{plan.large}, {plan.pretraining_epochs} epochs",
+            "small": f"{plan.small}, {plan.epochs} epochs",
+            "label_fraction": plan.label_fraction,
+            "seeds": seeds or plan.seeds,
+        },
+        arms=ARMS,
+    )
+    common: dict[str, Any] = {"image_size": plan.image_size, "stem": plan.stem, "device": device, "resume": True}
+    batch = min(plan.batch_size, len(train) // 4)
+    stages.pretrain(
+        train,
+        out=out / "large",
+        method="simclr",
+        recipe="small",
+        backbone=plan.large,
+        epochs=plan.pretraining_epochs,
+        batch_size=min(2 * batch, len(train) // 4),
+        settings={"projector_layers": 3},
+        **common,
+    ).or_stop()
+    for seed in range(seeds or plan.seeds):
+        _train_arms(plan, train, out, seed, batch, common)
+        for arm in ARMS:
+            measured = stages.evaluate(
+                out / f"seed{seed}" / arm,
+                train,
+                test=held_out,
+                protocols=("classifier",),
+                controls=False,
+                device=device,
+                progress=False,
+            )
+            for metric in ("top1", "ece"):
+                row = result.values.setdefault(arm, {}).setdefault(metric, [])
+                row.append(measured.value("classifier", metric))
+        result.verdict = judge(result, digits=data == "digits")
+        result.save(out)
+    return result
+
+
+def _train_arms(plan: Size, train: Images, out: Path, seed: int, batch: int, common: dict[str, Any]) -> None:
+    """The six runs of a seed; few images are passed over so often that the number of steps is about the same."""
+    folder = out / f"seed{seed}"
+    few = train.subset(labelled_share(train, plan.label_fraction, seed))
+    small_batch = min(batch, max(len(few) // 2, 2))
+    steps = plan.epochs * (len(train) // batch)
+    repeated = math.ceil(steps / (len(few) // small_batch))
+    share = {"label_fraction": plan.label_fraction, "label_seed": seed}
+    tuning = {"method": "finetune", "recipe": "small", "seed": seed, "batch_size": small_batch, **common}
+    epochs = math.ceil(plan.finetuning_steps / (len(few) // small_batch))
+    for layer in (1, 0):
+        stages.pretrain(
+            train,
+            out=folder / f"layer{layer}",
+            init=out / "large",
+            backbone=plan.large,
+            epochs=epochs,
+            settings={**share, "from_layer": layer},
+            **tuning,
+        ).or_stop()
+    stages.pretrain(
+        train,
+        out=folder / "labels",
+        backbone=plan.small,
+        epochs=repeated,
+        settings={**share, "from_layer": 0},
+        **tuning,
+    ).or_stop()
+    arms: dict[str, tuple[Images, int, int, dict[str, Any]]] = {
+        "on_labelled": (few, repeated, small_batch, {}),
+        "on_all": (train, plan.epochs, batch, {}),
+        "both": (train, plan.epochs, batch, {**share, "label_weight": 0.5}),
+    }
+    for arm, (images, epochs, batch_size, settings) in arms.items():
+        stages.distill(
+            images,
+            teacher=folder / "layer1",
+            out=folder / arm,
+            method="simclr_v2",
+            recipe="small",
+            backbone=plan.small,
+            epochs=epochs,
+            batch_size=batch_size,
+            settings=settings,
+            seed=seed,
+            **common,
+        ).or_stop()
+
+
+def judge(result: ClaimResult, *, digits: bool) -> str:
+    """holds / does not hold / undecided for each of the expectations, and for all."""
+    found, lines = [], []
+    for better, worse, what in EXPECTATIONS:
+        mean, _, side = compare(result.values[better]["top1"], result.values[worse]["top1"])
+        found.append({"above": "holds", "below": "does not hold"}.get(side, "undecided"))
+        lines.append(f"{what} {100 * mean:+.1f} points ({found[-1]})")
+    verdict = "does not hold" if "does not hold" in found else "undecided" if "undecided" in found else "holds"
+    worth = " These are 8-pixel digits: easy for every arm; give --data with natural images." if digits else ""
+    return (
+        f"Verdict: {verdict} at this size. {'; '.join(lines)}.{few_seeds(len(result.values['on_all']['top1']))}{worth}"
+    )
+
+
+CLAIM = run_claim
