@@ -19,6 +19,8 @@ ROWS = [
         "demo",
         "claims",
         "leaderboard",
+        "request",
+        "planning",
         "catalogue",
         "reporting",
         "exporting",

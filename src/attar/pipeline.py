@@ -109,7 +109,7 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
     from attar import stages
     from attar.errors import AttarError
     from attar.models.backbones import check_name
-    from attar.training import Request, check
+    from attar.request import Request, check
 
     for name in _references(stage):
         if name not in earlier and not Path(name).exists():

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar.errors import DataError, RecipeError, RunChanged, RunError
+from attar.request import Request, describe
 from attar.train.run import RunFolder, check_writable
-from attar.training import Request, Run, describe, train
+from attar.training import Run, train
 
 if TYPE_CHECKING:
     import numpy as np

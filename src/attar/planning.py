@@ -1,0 +1,354 @@
+"""From a request to what will run: the images, the resolved recipe, the teacher; and its identity, for a resume."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import platform
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attar.errors import DataError, RecipeError, RunChanged
+from attar.request import Request, describe, plain, teachers_named
+from attar.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from attar.data.images import Images, ImageSpec
+    from attar.methods.base import Recipe
+    from attar.models.clusters import Clusters
+    from attar.models.teachers import Teacher
+
+logger = logging.getLogger("attar")
+
+
+def saved_recipe(request: Request) -> dict[str, Any] | None:
+    run = RunFolder(Path(request.out))
+    if not request.resume:
+        return None
+    if not (run / "recipe.yaml").is_file() or not run.has_begun:
+        logger.info("%s holds no run yet; beginning one.", request.out)
+        return None
+    return run.read_recipe()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request resolves to once its images are known; nothing is built yet except the teacher."""
+
+    request: Request
+    images: Images
+    source_digest: str  # of all images of the source, of which `images` may be a part
+    image: ImageSpec
+    recipe_name: str
+    recipe: Recipe
+    teacher: Teacher | Clusters | None
+    precision: str
+    clusters: Clusters | None = None  # of a method that needs them
+
+    @property
+    def backbone_name(self) -> str:
+        """The network to build: what was asked for, or what the method makes of it."""
+        from attar.methods.base import load
+
+        return load(self.request.method).METHOD.backbone_name(self.request.backbone)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Everything that runs, as written to recipe.yaml."""
+        import torch
+
+        import attar
+
+        request, images = self.request, self.images
+        return {
+            **self._settings,
+            "peak_lr": self.recipe.peak_lr,
+            "data": {
+                "source": describe(request.source),
+                "labels": request.labels,
+                "label_fraction": request.label_fraction,
+                "label_noise": request.label_noise,
+                "digest": images.digest,
+                "source_digest": self.source_digest,
+                "labels_digest": self._labels_digest,
+                "num_images": len(images),
+                "num_broken": len(images.broken),
+                "channels": images.channels,
+            },
+            "command": " ".join(["attar", *sys.argv[1:]]) if Path(sys.argv[0]).name == "attar" else "Python",
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "versions": {
+                "attar": attar.__version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+        }
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        from attar.models.saved import saved_digest
+
+        request = self.request
+        spec = {"name": self.backbone_name, "channels": self.image.channels, "image_size": self.image.size}
+        return {
+            "kind": "distill" if request.teacher is not None else "pretrain",
+            "method": request.method,
+            "recipe": self.recipe_name,
+            "settings": plain(asdict(self.recipe)),
+            "minutes": request.minutes,
+            "backbone": {**spec, "stem": request.stem},
+            "teacher": self.teacher
+            and {
+                "name": describe(teachers_named(request.teacher)),
+                "digest": self.teacher.digest,
+            },
+            "image": plain(self.image.to_json()),
+            "seed": request.seed,
+            "precision": self.precision,
+            "accumulate": request.accumulate,
+            "pretrained": request.pretrained,
+            "init": request.init and {"name": describe(request.init), "digest": saved_digest(Path(request.init))},
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part that a resumed run must share with what was saved."""
+        data = {"digest": self.images.digest, "labels_digest": self._labels_digest}
+        return _identity({**self._settings, "data": data})
+
+    @property
+    def _labels_digest(self) -> str | None:
+        """Of the labels that are trained on; None where they are not."""
+        from attar.methods.base import load
+
+        if not load(self.request.method).METHOD.needs_labels:
+            return None
+        assert self.images.labels is not None
+        return hashlib.sha256(self.images.labels.astype("<i8").tobytes()).hexdigest()
+
+
+_OF_DIGESTS = {
+    "data": "data: other images",
+    "labels": "labels: other ones",
+    "teacher": "teacher: other weights",
+    "init": "init: other weights",
+}
+_IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
+
+
+def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
+    identity = {key: resolved.get(key) for key in _IDENTITY}
+    identity["data"] = resolved["data"]["digest"]
+    identity["labels"] = resolved["data"].get("labels_digest")
+    identity["teacher"] = (resolved["teacher"] or {}).get("digest")
+    identity["init"] = (resolved.get("init") or {}).get("digest")
+    return json.loads(json.dumps(identity))
+
+
+def must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run continues what was begun, finished or not: other settings are refused, not ignored."""
+    lines = []
+    for key, was in _identity(saved).items():
+        if isinstance(was, dict) and isinstance(now[key], dict):
+            shown = [n for n in was if n not in ("mean", "std")]  # of the images; these differ with them
+            lines += [f"{n}: {was[n]!r} -> {now[key].get(n)!r}" for n in shown if was[n] != now[key].get(n)]
+        elif was != now[key]:
+            lines.append(f"{_OF_DIGESTS.get(key, f'{key}: {was!r} -> {now[key]!r}')}")
+    if lines:
+        raise RunChanged(
+            f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}. Continue it with those "
+            "of its recipe.yaml, or start anew in another --out; nothing was changed."
+        )
+
+
+def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Plan:
+    """Read the images and resolve the recipe; the same on every process."""
+    import torch
+
+    from attar.data.statistics import image_spec
+    from attar.methods.base import load, resolve_recipe
+    from attar.models.clusters import Clusters
+    from attar.train.loop import choose_precision
+
+    known_image = _known_image(request)
+    channels = request.channels
+    if channels == "auto" and known_image is not None:
+        channels = known_image.channels
+    wanted = request.image_size or (known_image.size if known_image else None)
+    images = _load_images(request, wanted or 224, channels, world)
+    if known_image is not None and known_image.channels != images.channels:
+        raise RecipeError(
+            f"the {'teacher' if request.teacher is not None else 'run to start from'} takes {known_image.channels} "
+            f"channels, and these images have {images.channels}; use --channels {known_image.channels}."
+        )
+    size = wanted or _natural_size(images)
+    image = known_image if known_image and known_image.size == size else image_spec(images, size)
+
+    name, overrides = request.recipe_name(size), request.overrides
+    if saved is not None and request.minutes is not None:
+        overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
+    source_digest = images.digest
+    images = load(request.method).METHOD.training_images(images, resolve_recipe(request.method, name, overrides))
+    if "batch_size" not in overrides:
+        overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
+    recipe = resolve_recipe(request.method, name, overrides)
+    teacher = _load_teacher(request, recipe, image)
+    if isinstance(teacher, Clusters):
+        recipe = _as_clustered(request, recipe, teacher)
+    precision = "bf16" if choose_precision(request.precision, world.device) == torch.bfloat16 else "fp32"
+    return Plan(request, images, source_digest, image, name, recipe, teacher, precision)
+
+
+def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
+    """The images of a request; process 0 packs them first, the others then find the pack."""
+    from attar.data.load import load_images
+    from attar.methods.base import load
+
+    needs_labels = load(request.method).METHOD.needs_labels
+
+    def read(progress: bool) -> Images:
+        return load_images(
+            request.source,
+            image_size=size,
+            channels=channels,
+            labels=request.labels or ("auto" if needs_labels else None),
+            cache=request.cache,
+            workers=request.workers,
+            progress=progress,
+        )
+
+    images = read(request.progress) if world.is_main else None
+    world.barrier()
+    images = images if images is not None else read(False)
+    if needs_labels:
+        _check_labels(request, images)
+    return _with_fewer_or_wrong_labels(request, images)
+
+
+def _with_fewer_or_wrong_labels(request: Request, images: Images) -> Images:
+    """The training images as asked for; which ones they are is the same for all seeds of a training."""
+    from attar.data.label_noise import with_label_fraction, with_label_noise
+
+    if request.label_fraction is not None:
+        images = with_label_fraction(images, request.label_fraction)
+    if request.label_noise is not None:
+        images = with_label_noise(images, request.label_noise)
+    return images
+
+
+def _check_labels(request: Request, images: Images) -> None:
+    """A method with labels needs one for every image, and at least two classes."""
+    import numpy as np
+
+    if images.labels is None or images.num_classes < 2:
+        raise DataError(
+            f"{request.method} is trained with labels, and {describe(request.source)} has none, or only one class. "
+            "Give one sub-folder a class, a table and --labels COLUMN, or a method without labels (attar methods)."
+        )
+    unknown = np.flatnonzero(images.labels < 0)
+    if len(unknown):
+        first = f", the first is {images.where[int(unknown[0])]}" if len(images.where) else ""
+        raise DataError(
+            f"{request.method} is trained with labels, and {len(unknown)} of {len(images)} images have none{first}. "
+            "Label them, or leave them out."
+        )
+
+
+_LARGEST_BATCH = {"cpu": 256, "cuda": 1024}  # for a process, unless the person asks for more
+
+
+def _fitting_batch(recipe: Recipe, num_images: int, world: Any, saved: dict[str, Any] | None) -> dict[str, int]:
+    """A batch for this machine and this data, where the person named none and the paper's is larger; said aloud.
+
+    The learning rate follows by the recipe's own scaling rule.
+    """
+    if saved is not None:
+        return {"batch_size": saved["settings"]["batch_size"]}
+    quarter = 2 ** max((max(num_images, 1) // 4).bit_length() - 1, 1)
+    fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, quarter)
+    if recipe.batch_size <= fitting:
+        return {}
+    followed = f"; the learning rate follows: {replace(recipe, batch_size=fitting).peak_lr:.3g}"
+    logger.warning(
+        "Batch %d instead of the recipe's %d, to suit %d images on %s%s. (--batch-size sets it.)",
+        fitting,
+        recipe.batch_size,
+        num_images,
+        world.device.type,
+        followed if recipe.lr is None else "",
+    )
+    return {"batch_size": fitting}
+
+
+def _natural_size(images: Images) -> int:
+    """224, or the side of the images where they are smaller (canvases never exceed the largest image)."""
+    return min(images.canvas_size, 224)
+
+
+def _known_image(request: Request) -> ImageSpec | None:
+    """The input of the teacher, or of the run to start from; a teacher by name is built for the images instead."""
+    from attar.models.saved import load_backbone
+
+    if request.teacher is None and request.init is not None:
+        return load_backbone(request.init)[1]
+
+    first = teachers_named(request.teacher)[0]
+    if isinstance(first, (str, Path)):
+        return load_backbone(first)[1] if Path(first).exists() else None
+    return getattr(first, "image", None)
+
+
+def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher | Clusters | None:
+    from attar.methods.base import load
+    from attar.models.clusters import is_clusters, load_clusters
+    from attar.models.teachers import JointTeacher, load_teacher
+
+    if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
+        return load_clusters(request.teacher)
+    output = getattr(recipe, "teacher_output", "features")
+    loaded = [
+        load_teacher(one, output=output, image_size=image.size, channels=image.channels)
+        if isinstance(one, (str, Path))
+        else one
+        for one in teachers_named(request.teacher)
+    ]
+    return loaded[0] if len(loaded) == 1 else JointTeacher(loaded)
+
+
+def cache_of(request: Request) -> Path:
+    from attar.data.cache import cache_folder
+
+    return Path(request.cache).expanduser() if request.cache else cache_folder()
+
+
+def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recipe:
+    """The recipe with the settings of clusters that are made already; the person's own would be ignored."""
+    settings = asdict(clusters.settings)
+    for name in request.overrides:
+        if name in settings:
+            raise RecipeError(f"{name} would be ignored: the clusters of {request.teacher} are made. Leave it out.")
+    return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
+
+
+def clusters_of(request: Request, plan: Plan, world: Any) -> Clusters:
+    """The clusters a method is taught by, and in the cache the features of the images; process 0 computes them."""
+    from attar.models.clusters import Clusters, ClusterSettings, find_clusters
+
+    def found(show_progress: bool) -> Clusters:
+        given, where = (
+            plan.teacher,
+            {"folder": cache_of(request), "device": world.device, "show_progress": show_progress},
+        )
+        if not isinstance(given, Clusters):
+            settings = ClusterSettings.of(plan.recipe, seed=request.seed)
+            return find_clusters(given, plan.images, settings, **where)  # type: ignore[arg-type]
+        given.assign(plan.images, **where)  # type: ignore[arg-type]
+        return given
+
+    clusters = found(request.progress) if world.is_main else None
+    world.barrier()
+    return clusters or found(False)

@@ -1,0 +1,216 @@
+"""What a training is asked for, and what the request alone shows to be wrong: reads no image and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attar.errors import BackboneError, CheckpointError, RecipeError, RunError
+from attar.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from attar.methods.base import Method
+
+SMALL_IMAGE = 64  # pixels up to which a method's "small" recipe is the default
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything a training was asked for; see `attar.stages.pretrain` for the meaning of each."""
+
+    source: Any
+    out: str | Path
+    method: str
+    backbone: str
+    teacher: Any = None
+    recipe: str | None
+    settings: dict[str, Any] | None
+    epochs: int | None
+    minutes: float | None
+    batch_size: int | None
+    image_size: int | None
+    channels: int | str
+    stem: str
+    pretrained: bool
+    init: str | Path | None = None
+    lr: float | None
+    labels: str | None
+    label_fraction: float | None = None
+    label_noise: str | None = None
+    cache: str | Path | None
+    workers: int | None
+    seed: int
+    device: str
+    precision: str
+    accumulate: int
+    compile: bool
+    checkpoint_activations: bool
+    shard: bool
+    checkpoint_steps: int | None
+    resume: bool
+    progress: bool
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The recipe's fields that the request replaces."""
+        values = dict(self.settings or {})
+        for field in ("epochs", "batch_size", "lr"):
+            given = getattr(self, field)
+            if given is not None:
+                if field in values:
+                    raise RecipeError(f"{field} is given twice: as an option and among the settings. Leave one out.")
+                values[field] = given
+        return values
+
+    def recipe_name(self, size: int | None) -> str:
+        """The named recipe for images of this size; for an unknown size the method's first."""
+        from attar.methods.base import load
+
+        recipes = load(self.method).RECIPES
+        small = size is not None and size <= SMALL_IMAGE and "small" in recipes
+        return self.recipe or ("small" if small else next(iter(recipes)))
+
+
+def check(request: Request) -> None:
+    """What the request alone shows to be wrong; reads no image and writes nothing."""
+    from attar.methods.base import load, resolve_recipe
+    from attar.models.backbones import check_name
+    from attar.models.handcrafted import NAMES as FIXED
+    from attar.train.distributed import choose_device
+    from attar.train.loop import choose_precision
+
+    method = load(request.method).METHOD
+    _check_teacher(request, method)
+    for option, least in _LEAST.items():
+        given = getattr(request, option)
+        if given is not None and not given >= least:
+            raise RecipeError(f"--{option.replace('_', '-')} {given}: it must be {least} or more.")
+    for option in ("minutes", "lr"):
+        given = getattr(request, option)
+        if given is not None and not given > 0:
+            raise RecipeError(f"--{option} {given}: it must be more than 0.")
+    if request.minutes is not None and "epochs" in request.overrides:
+        raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
+    names = [request.recipe] if request.recipe else [None, *({"small"} & load(request.method).RECIPES.keys())]
+    refused = [error for name in names if (error := _refusal(resolve_recipe, request, name)) is not None]
+    if len(refused) == len(names):  # which recipe it will be depends on the images; it may be one that accepts
+        raise refused[0]
+    check_name(request.backbone, stem=request.stem)
+    if request.backbone in FIXED:
+        raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
+    _check_teacher_exists(request.teacher)
+    _check_init(request)
+    _check_label_options(request, method)
+    if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
+        Path(request.source).absolute()
+    ):
+        raise RunError(f"--out {request.out} lies inside the images of {request.source}; choose a folder elsewhere.")
+    _check_backbone(request, method)
+    if request.compile and method.needs_tokens:
+        raise RecipeError(
+            f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
+        )
+    if request.compile and request.shard:
+        raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
+    choose_precision(request.precision, choose_device(request.device))
+    RunFolder.check(request.out, resume=request.resume)
+
+
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "image_size": 8,
+    "workers": 1,
+    "seed": 0,
+    "accumulate": 1,
+    "checkpoint_steps": 1,
+}
+
+
+def _refusal(resolve_recipe: Any, request: Request, name: str | None) -> RecipeError | None:
+    try:
+        resolve_recipe(request.method, name, request.overrides)
+    except RecipeError as error:
+        return error
+    return None
+
+
+def _check_teacher(request: Request, method: type[Method]) -> None:
+    if method.needs_teacher and request.teacher is None:
+        raise RecipeError(
+            f"{request.method} distils and needs a teacher: "
+            f"attar distill SOURCE --teacher RUN --method {request.method}"
+        )
+    if not method.needs_teacher and request.teacher is not None:
+        raise RecipeError(
+            f"{request.method} has no use for a teacher, so --teacher would be ignored. "
+            f"Use attar pretrain, or a method that distils (see attar methods)."
+        )
+
+
+def teachers_named(teacher: Any) -> list[Any]:
+    """The teachers that were asked for: runs and names, "A,B" being two; an object given in Python as it is."""
+    if isinstance(teacher, str) and not Path(teacher).exists():
+        return teacher.split(",")
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+
+
+def _check_teacher_exists(teacher: Any) -> None:
+    from attar.models.backbones import check_name
+
+    for one in teachers_named(teacher):
+        if not isinstance(one, (str, Path)) or Path(one).exists():
+            continue
+        if len(Path(one).parts) > 1 or str(one).startswith("."):
+            raise CheckpointError(f"--teacher {Path(one).absolute()} does not exist; give a run folder, or a name.")
+        check_name(str(one))
+
+
+def _check_label_options(request: Request, method: type[Method]) -> None:
+    for option in ("label_fraction", "label_noise"):
+        if getattr(request, option) is not None and not method.needs_labels:
+            raise RecipeError(
+                f"--{option.replace('_', '-')} would be ignored: {request.method} is not trained with labels."
+            )
+
+
+def _check_init(request: Request) -> None:
+    if request.init is None:
+        return
+    if request.pretrained:
+        raise RecipeError("--init and --pretrained both say where the weights come from; give one of them.")
+    from attar.models.saved import saved_digest
+
+    saved_digest(Path(request.init))
+
+
+def _check_backbone(request: Request, method: type[Method]) -> None:
+    """Methods that mask patches refuse other networks here; a size that does not fit comes with the images."""
+    if not method.needs_tokens:
+        return
+    from attar.models.backbones import build_backbone
+    from attar.models.tokens import check_tokens
+
+    try:
+        backbone = build_backbone(request.backbone, image_size=request.image_size or 32)
+    except BackboneError:  # said again, in terms of the real size, when the images are known
+        return
+    check_tokens(backbone, request.method, method.needs_tokens)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML and JSON give back what was written."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def describe(source: Any) -> str:
+    """A source or teacher in words: an absolute path, a name, what kind of array it is; several joined by commas."""
+    if isinstance(source, (list, tuple)):
+        return ",".join(map(describe, source))
+    if isinstance(source, (str, Path)):
+        text = str(source)
+        return str(Path(text).absolute()) if Path(text).exists() else text
+    return getattr(source, "name", None) or f"array {getattr(source, 'shape', '')}"
