@@ -298,6 +298,7 @@ def evaluate(
     train = _labelled(labelled, image, labels, cache, workers, progress)
     held_out = None if test is None else _labelled(test, image, labels, cache, workers, progress)
     taught_by, omitted = _teacher_of(provenance, teacher, image) if teacher or controls else (None, {})
+    data = provenance.get("data") or {}
     result = measure(
         backbone,
         image,
@@ -312,7 +313,8 @@ def evaluate(
         seed=seed,
         device=device,
         precision=precision,
-        trained_on=(provenance.get("data") or {}).get("digest"),
+        trained_on=data.get("source_digest") or data.get("digest"),
+        trained_with_labels=data.get("labels_digest") is not None,
         omitted=omitted,
         progress=progress,
     )

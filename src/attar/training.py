@@ -300,6 +300,7 @@ class _Plan:
 
     request: Request
     images: Images
+    source_digest: str  # of all images of the source, of which `images` may be a part
     image: ImageSpec
     recipe_name: str
     recipe: Recipe
@@ -331,6 +332,7 @@ class _Plan:
                 "label_fraction": request.label_fraction,
                 "label_noise": request.label_noise,
                 "digest": images.digest,
+                "source_digest": self.source_digest,
                 "labels_digest": self._labels_digest,
                 "num_images": len(images),
                 "num_broken": len(images.broken),
@@ -427,27 +429,29 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     import torch
 
     from attar.data.statistics import image_spec
-    from attar.methods.base import resolve_recipe
+    from attar.methods.base import load, resolve_recipe
     from attar.models.clusters import Clusters
     from attar.train.loop import choose_precision
 
-    teacher_image = _teacher_image(request)
+    known_image = _known_image(request)
     channels = request.channels
-    if channels == "auto" and teacher_image is not None:
-        channels = teacher_image.channels
-    wanted = request.image_size or (teacher_image.size if teacher_image else None)
+    if channels == "auto" and known_image is not None:
+        channels = known_image.channels
+    wanted = request.image_size or (known_image.size if known_image else None)
     images = _load_images(request, wanted or 224, channels, world)
-    if teacher_image is not None and teacher_image.channels != images.channels:
+    if known_image is not None and known_image.channels != images.channels:
         raise RecipeError(
-            f"the teacher takes {teacher_image.channels} channels, and these images have {images.channels}; "
-            f"use --channels {teacher_image.channels}."
+            f"the {'teacher' if request.teacher is not None else 'run to start from'} takes {known_image.channels} "
+            f"channels, and these images have {images.channels}; use --channels {known_image.channels}."
         )
     size = wanted or _natural_size(images)
-    image = teacher_image if teacher_image and teacher_image.size == size else image_spec(images, size)
+    image = known_image if known_image and known_image.size == size else image_spec(images, size)
 
     name, overrides = request.recipe_name(size), request.overrides
     if saved is not None and request.minutes is not None:
         overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
+    source_digest = images.digest
+    images = load(request.method).METHOD.training_images(images, resolve_recipe(request.method, name, overrides))
     if "batch_size" not in overrides:
         overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
     recipe = resolve_recipe(request.method, name, overrides)
@@ -455,7 +459,7 @@ def _plan(request: Request, world: Any, saved: dict[str, Any] | None) -> _Plan:
     if isinstance(teacher, Clusters):
         recipe = _as_clustered(request, recipe, teacher)
     precision = "bf16" if choose_precision(request.precision, world.device) == torch.bfloat16 else "fp32"
-    return _Plan(request, images, image, name, recipe, teacher, precision)
+    return _Plan(request, images, source_digest, image, name, recipe, teacher, precision)
 
 
 def _load_images(request: Request, size: int, channels: int | str, world: Any) -> Images:
@@ -544,9 +548,12 @@ def _natural_size(images: Images) -> int:
     return min(images.canvas_size, 224)
 
 
-def _teacher_image(request: Request) -> ImageSpec | None:
-    """The input of a teacher that is a run; named networks are built for the student's images instead."""
+def _known_image(request: Request) -> ImageSpec | None:
+    """The input of the teacher, or of the run to start from; a teacher by name is built for the images instead."""
     from attar.models.saved import load_backbone
+
+    if request.teacher is None and request.init is not None:
+        return load_backbone(request.init)[1]
 
     first = teachers_named(request.teacher)[0]
     if isinstance(first, (str, Path)):
@@ -577,7 +584,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
 
     from attar.methods.base import Setup, load, make_views
     from attar.models.backbones import build_backbone
-    from attar.models.saved import start_from
+    from attar.models.saved import load_head, start_from
     from attar.train.loop import Job, LoopOptions
 
     module = load(request.method)
@@ -589,8 +596,10 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         stem=request.stem,
         pretrained=request.pretrained,
     )
+    projector = None
     if request.init is not None:
         start_from(backbone, Path(request.init))
+        projector = load_head(Path(request.init), "projector")
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
     if backbone.reduces_to_a_pixel():
@@ -606,6 +615,7 @@ def _build(request: Request, plan: _Plan, world: Any) -> Job:
         image=plan.image,
         images=plan.images,
         clusters=plan.clusters,
+        projector=projector,
         seed=request.seed,
         device=world.device,
         cache=_cache(request),
@@ -766,7 +776,7 @@ def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) 
     folder.mkdir(exist_ok=True)
     for name, head in (("projector", trained.projector), ("classifier", trained.classifier)):
         if isinstance(head, MLP):
-            save_head(folder, name, head, classes=job.images.classes)
+            save_head(folder, name, head, classes=job.method.class_names or job.images.classes)
     save_backbone(folder, trained.backbone, job.image, provenance=provenance)
 
 

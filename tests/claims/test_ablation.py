@@ -13,6 +13,7 @@ from attar.claims import CLAIMS, ablation, reproduce
 from attar.claims.ablation import Ablation, Arm, Expectation, Size, judge
 from attar.claims.base import ClaimResult
 from attar.claims.feature_distillation import CLAIMS as DISTILLATION
+from attar.claims.self_distillation import CLAIMS as SELF
 from attar.claims.views_and_collapse import CLAIMS as VIEWS
 from attar.data.images import ImageSpec
 from attar.data.load import load_images
@@ -20,7 +21,7 @@ from attar.methods.base import Progress, Setup, load, resolve_recipe
 from attar.models.backbones import build_backbone
 from attar.views.draws import Draws
 
-ABLATIONS = {**VIEWS, **DISTILLATION}
+ABLATIONS = {**VIEWS, **DISTILLATION, **SELF}
 IMAGE = ImageSpec(size=16, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 TWO = Ablation(
     name="two",
@@ -65,6 +66,21 @@ def test_a_margin_is_what_may_be_lost():
     assert "a loss of 3 counts as little" in said
 
 
+def test_an_expectation_may_be_of_one_metric_and_of_one_whose_lower_value_is_better():
+    values = {
+        "whole": {"classifier": [0.5] * 3, "ece": [0.02] * 3},
+        "part": {"classifier": [0.5] * 3, "ece": [0.1] * 3},
+    }
+    found = ClaimResult(name="two", statement="", data="", conditions={}, arms={}, values=values)
+    for metrics, verdict in ((("ece",), "holds"), (("classifier",), "undecided"), ((), "undecided")):
+        expectations = [Expectation(("whole",), ("part",), "whole over part", metrics=metrics)]
+        said = judge(replace(TWO, expectations=expectations, protocols=("classifier",)), found, digits=False)
+        assert f"Verdict: {verdict}" in said
+    assert "+8.0 ± 0.0 ece" in judge(
+        replace(TWO, expectations=[replace(expectations[0], metrics=("ece",))]), found, digits=False
+    )
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
     """Method and settings of each arm are accepted, no two arms are the same, and expectations name arms."""
@@ -72,12 +88,14 @@ def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
     assert CLAIMS[name]
     found = set()
     for arm in claim.arms.values():
-        settings = {k: 4 if v == "batch_size" else v for k, v in arm.settings.items()}
+        of_size = {"batch_size": 4, "teacher": "resnet20", "stem": "standard"}
+        settings = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
         recipe = resolve_recipe(arm.method, arm.recipe, {"epochs": 1, "batch_size": 4, **settings})
         views = load(arm.method).views(recipe, IMAGE)
-        found.add(f"{load(arm.method).METHOD} {recipe} {views} {arm.backbone} {arm.teacher}")
+        found.add(f"{load(arm.method).METHOD} {recipe} {views} {arm.backbone} {arm.teacher} {arm.epochs}")
         assert bool(arm.teacher) == load(arm.method).METHOD.needs_teacher
-        assert claim.teacher is not None or not arm.teacher
+        earlier = list(claim.arms)[: list(claim.arms.values()).index(arm)]
+        assert claim.teacher is not None or arm.teacher in ("", *earlier)
     assert len(found) == len(claim.arms)
     assert {a for e in claim.expectations for a in (*e.better, *e.worse)} == set(claim.arms)
 
@@ -179,3 +197,17 @@ def test_students_of_a_teacher_and_of_shams_end_to_end(tmp_path, tiny, monkeypat
         "random-teacher",
         "the teacher's answers, permuted within the batch",
     ]
+
+
+@pytest.mark.slow
+def test_generations_of_arms_and_calibration_end_to_end(tmp_path, tiny, monkeypatch):
+    claim = SELF["born_again"]
+    arms = {key: claim.arms[key] for key in ("plain", "second", "third")}
+    short = replace(claim, arms=arms, expectations=[Expectation(("third",), ("plain",), "third over plain")])
+    monkeypatch.setitem(SELF, "born_again", short)
+    out = tmp_path / "claim"
+    found = reproduce("born_again", out=out, device="cpu")
+    assert set(found.values) == set(arms)
+    assert set(found.values["third"]) == {"classifier", "nll", "ece", "embedding std"}
+    taught_by = json.loads((out / "seed0/third/backbone.json").read_text())["provenance"]["teacher"]["name"]
+    assert taught_by.endswith("seed0/second")

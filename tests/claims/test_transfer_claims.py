@@ -27,7 +27,6 @@ TINY = transfer.Size(
     small="resnet8x0.5",
     epochs=1,
     batch_size=32,
-    num_clusters=8,
     seeds=1,
     values=20,
 )
@@ -77,12 +76,12 @@ def test_halves_share_no_class():
 def test_little_is_a_range_that_can_be_left():
     claim = transfer.CLAIMS["number_of_clusters"]
     near, far = (0.50, 0.51, 0.50), (0.40, 0.41, 0.40)
-    for k300, verdict in ((near, "holds"), (far, "does not hold")):
-        arms = {"k30": near, "k100": near, "k300": k300}
+    for many, verdict in ((near, "holds"), (far, "does not hold")):
+        arms = {"few": near, "usual": near, "many": many}
         values = {arm: {"knn": list(v), "linear": list(v)} for arm, v in arms.items()}
         result = ClaimResult(name="", statement="", data="", conditions={}, arms={}, values=values)
         assert judge(claim, result, digits=False).startswith(f"Verdict: {verdict} at this size.")
-    assert ranking(result, "linear").startswith(" Ranking, linear: k30 50.3, k100 50.3, k300 40.3")
+    assert ranking(result, "linear").startswith(" Ranking, linear: few 50.3, usual 50.3, many 40.3")
 
 
 def test_a_transfer_claim_end_to_end_and_again_without_training(tmp_path, monkeypatch):
@@ -104,6 +103,13 @@ def test_other_images_and_layers(tmp_path, monkeypatch):
     assert isinstance(others, Claim)
     result = others(data=None, test=None, size="cpu", out=tmp_path / "o", seeds=1, device="cpu")
     assert set(result.values) == {"untrained", "own", "other", "random_labels"}
+    numbers = reproduce("number_of_clusters", out=tmp_path / "n", device="cpu")
+    made = [
+        json.loads((tmp_path / "n" / "seed0" / arm / "clusters" / "clusters.json").read_text())
+        for arm in numbers.arms
+        if arm != "untrained"
+    ]
+    assert [about["settings"]["num_clusters"] for about in made] == [2, 2, 8]
     layers = reproduce("best_layer", out=tmp_path / "l", device="cpu")
     assert list(layers.values) == [
         f"{u}{n}" for n in ("stem", "stage1", "stage2", "stage3") for u in ("", "untrained ")

@@ -100,7 +100,7 @@ def test_areas_are_not_percentages():
 
 
 def test_without_controls_nothing_follows():
-    text = verdict(findings(seen_in_pretraining=True, omitted={"hog": "not asked"}))
+    text = verdict(findings(seen_in_pretraining="without labels", omitted={"hog": "not asked"}))
     assert text.startswith("NO CONTROLS")
     assert "Pretraining has seen these images, without labels." in text
     assert "Not measured: hog (not asked)." in text

@@ -363,3 +363,34 @@ def nce_excluding(v: Tensor, m: Tensor, negatives: Tensor, t: float, n: int, z: 
                 p = (cosine(v[i], negatives[k]) / t).exp() / z
                 total = total - (1 - p / (p + noise)).log()
     return total / len(v)
+
+
+def triplet(a: Tensor, p: Tensor, n: Tensor, margin: float) -> Tensor:
+    total = torch.zeros((), dtype=a.dtype)
+    for i in range(len(a)):
+        term = ((a[i] - p[i]) ** 2).sum() - ((a[i] - n[i]) ** 2).sum() + margin
+        total = total + (term if term > 0 else 0 * term)
+    return total / len(a)
+
+
+def contrastive_pair(a: Tensor, b: Tensor, same: list[bool], margin: float) -> Tensor:
+    attract, repel = [], []
+    for i in range(len(a)):
+        distance = ((a[i] - b[i]) ** 2).sum().sqrt()
+        if same[i]:
+            attract.append(distance**2 / 2)
+        else:
+            repel.append((margin - distance) ** 2 / 2 if distance < margin else 0 * distance)
+    return sum(attract) / len(attract) / 2 + sum(repel) / len(repel) / 2
+
+
+def n_pair(a: Tensor, p: Tensor, norm_weight: float) -> Tensor:
+    total = torch.zeros((), dtype=a.dtype)
+    for i in range(len(a)):
+        others = sum((a[i] @ p[j] - a[i] @ p[i]).exp() for j in range(len(a)) if j != i)
+        total = total + (1 + others).log() + norm_weight * (a[i] @ a[i] + p[i] @ p[i]) / 2
+    return total / len(a)
+
+
+def center(x: Tensor, labels: list[int], centres: Tensor) -> Tensor:
+    return sum(((x[i] - centres[y]) ** 2).sum() / 2 for i, y in enumerate(labels)) / len(x)

@@ -50,6 +50,30 @@ MAPS = (
 )
 ROW_WEIGHTS = [0.0, 1.5, 2.0, 0.5, 1.0]
 CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]] = {
+    "triplet": (
+        {**TWO, "c": rows(seed=3)},
+        {},
+        lambda a, b, c: losses.triplet(a, b, c, margin=40.0),
+        lambda a, b, c: slow.triplet(a, b, c, 40.0),
+    ),
+    "contrastive_pair": (
+        TWO,
+        {},
+        lambda a, b: losses.contrastive_pair(a, b, torch.tensor([True, False, True, False, False]), margin=8.0),
+        lambda a, b: slow.contrastive_pair(a, b, [True, False, True, False, False], 8.0),
+    ),
+    "n_pair": (
+        TWO,
+        {},
+        lambda a, b: losses.n_pair(a, b, norm_weight=0.1),
+        lambda a, b: slow.n_pair(a, b, 0.1),
+    ),
+    "center": (
+        {"a": TWO["a"], "c": rows(3, seed=5)},
+        {},
+        lambda a, c: losses.center(a, torch.tensor([0, 2, 0, 1, 2]), c),
+        lambda a, c: slow.center(a, [0, 2, 0, 1, 2], c),
+    ),
     "relational_distance": (
         dict(s=rows(seed=1)),
         dict(t=rows(seed=2, scale=3.0)),

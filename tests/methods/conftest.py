@@ -120,16 +120,23 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
     fields = {f.name for f in dataclasses.fields(module.RECIPES[recipe])}
     small = {k: v for k, v in SMALL.items() if k in fields}
     resolved = resolve_recipe(name, recipe, {"batch_size": BATCH, "epochs": 2, **small, **settings})
-    setup = Setup(image=IMAGE, images=make_images())
+    setup = Setup(image=IMAGE, images=make_images(), projector=pretrained_projector())
     if module.METHOD.needs_teacher:
         from attar.models.teachers import FrozenTeacher
 
-        setup.teacher = FrozenTeacher(
-            tiny_backbone(seed=7), IMAGE, _teacher_head(resolved), projector=_teacher_projector(resolved)
-        )
+        head, projector = _teacher_head(resolved), _teacher_projector(resolved)
+        classes = setup.images.classes if head else ()
+        setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, head, projector=projector, classes=classes)
     backbone = tiny_backbone(name=module.METHOD.backbone_name(BACKBONES[module.METHOD.needs_tokens]))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
+
+
+def pretrained_projector() -> MLP:
+    """As SimCLR v2 leaves it beside the backbone: three layers, the last one to be left out."""
+    torch.manual_seed(6)
+    dims = [tiny_backbone().num_features, 20, 18, 12]
+    return MLP(dims, norm="batch", final_norm="batch_no_shift", bias=False, final_bias=False)
 
 
 def _teacher_head(recipe: Recipe) -> MLP | None:

@@ -71,7 +71,7 @@ def test_real_and_binary_twins_have_the_same_parameters(name):
 
 def test_reactnet_is_the_papers():
     """29.3 M parameters with a classifier of 1000 (Liu et al. 2020): 1.03 M of it."""
-    backbone = build_backbone("reactnet", image_size=224)
+    backbone = build_backbone("reactnet", image_size=32)
     assert backbone.num_features == 1024
     assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(28.3, abs=0.1)
     assert len(binary_layers(backbone)) == 26
@@ -163,3 +163,15 @@ def test_a_run_starts_from_all_weights_of_another_or_not_at_all(tmp_path):
         start_from(build_backbone("bnn_resnet20", image_size=32), tmp_path)
     with pytest.raises(CheckpointError, match="no finished run"):
         start_from(second, tmp_path / "nowhere")
+
+
+def test_a_binary_network_can_be_an_onnx_graph(tmp_path):
+    """Its scales are folded into constants, whose names must not meet those of the normalisation."""
+    pytest.importorskip("onnxscript")
+    from attar.exporting import export_backbone
+
+    torch.manual_seed(0)
+    backbone = build_backbone("bnn_resnet8x0.5", image_size=16).eval()
+    image = ImageSpec(size=16, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    result = export_backbone(backbone, image, format="onnx", out=tmp_path / "b.onnx")
+    assert max(result.parity.values()) < 1e-4

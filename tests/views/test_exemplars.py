@@ -53,14 +53,15 @@ def test_seeds_lie_in_the_picture_and_where_it_has_gradients():
     flat[..., 48:] = 0  # no picture: its edge must not count
     flat[:, :, 40:56, 8:24] = (torch.arange(16) % 2 * 200).byte()[None, None, :, None]
     rectangles = torch.tensor([[0.0, 0.0, 64.0, 48.0]]).expand(40, -1)
-    canvases = CanvasBatch(flat, rectangles, torch.arange(40))
-    row, column, side = seed_boxes(canvases, scale=(0.2, 0.5), num_candidates=16).unbind(1)
+    row, column, side = seed_boxes(
+        flat / 255, rectangles, torch.arange(40), scale=(0.2, 0.5), num_candidates=16
+    ).unbind(1)
     assert (side >= 0.2 * 48).all() and (side <= 0.5 * 48).all() and side.std() > 1
     inside = (row - side / 2 >= 0) & (row + side / 2 <= 64) & (column - side / 2 >= 0) & (column + side / 2 <= 48)
     assert inside.all()
     meets = ((row - 48).abs() < side / 2 + 8) & ((column - 16).abs() < side / 2 + 8)
     assert meets.all()
-    anywhere = seed_boxes(CanvasBatch(flat * 0 + 7, rectangles, torch.arange(40)), scale=(0.2, 0.5), num_candidates=16)
+    anywhere = seed_boxes(torch.ones_like(flat) / 7, rectangles, torch.arange(40), scale=(0.2, 0.5), num_candidates=16)
     row, column, side = anywhere.unbind(1)
     assert ((row - 48).abs() < side / 2 + 8).float().mean() < 0.8
 
@@ -68,8 +69,8 @@ def test_seeds_lie_in_the_picture_and_where_it_has_gradients():
 def test_stronger_gradients_are_taken_more_often_in_proportion():
     canvases = torch.zeros(4000, 1, 16, 16, dtype=torch.uint8)
     canvases[:, :, 4, :], canvases[:, :, 12, :] = 40, 80
-    given = CanvasBatch(canvases, torch.tensor([[0.0, 0, 16, 16]]).expand(4000, -1), torch.arange(4000))
-    row = seed_boxes(given, scale=(0.25, 0.25), num_candidates=64)[:, 0]
+    real = torch.tensor([[0.0, 0, 16, 16]]).expand(4000, -1)
+    row = seed_boxes(canvases / 255, real, torch.arange(4000), scale=(0.25, 0.25), num_candidates=64)[:, 0]
     low, high = ((row - 4.5).abs() < 2).float().mean(), ((row - 12.5).abs() < 2).float().mean()
     assert float(high / low) == pytest.approx(4.0, rel=0.2)  # twice the step is four times the squared gradient
 
@@ -78,7 +79,7 @@ def test_the_gradient_is_that_of_real_pixels():
     canvases = torch.zeros(1, 1, 6, 6, dtype=torch.uint8)
     canvases[0, 0, :4, :4] = 255
     canvases[0, 0, 1, 1] = 0
-    energy = squared_gradient(canvases, torch.tensor([[0.0, 0.0, 4.0, 4.0]]))[0]
+    energy = squared_gradient(canvases / 255, torch.tensor([[0.0, 0.0, 4.0, 4.0]]))[0]
     expected = torch.zeros(6, 6)
     expected[0, 1] = expected[1, 0] = 1
     expected[1, 1] = 2
@@ -88,7 +89,7 @@ def test_the_gradient_is_that_of_real_pixels():
 def ramp(size: int = 40) -> torch.Tensor:
     """Rows in the first channel, columns in the second; linear, so interpolation is exact."""
     place = torch.arange(size) + 0.5
-    return torch.stack([place[:, None].expand(size, size), place[None].expand(size, size)])[None] / size * 255
+    return torch.stack([place[:, None].expand(size, size), place[None].expand(size, size)])[None]
 
 
 @pytest.mark.parametrize("fineness", [1, 3])
@@ -96,7 +97,7 @@ def test_a_cut_is_moved_scaled_and_turned_as_told(fineness):
     canvas, real = ramp(), torch.tensor([[0.0, 0.0, 40.0, 40.0]])
     angle = math.radians(20)
     box = torch.tensor([[18.0, 22.0, 12.0]])
-    cut = cut_turned(canvas, real, box, torch.tensor([angle]), 8, fineness=fineness)[0] * 40
+    cut = cut_turned(canvas, real, box, torch.tensor([angle]), 8, fineness=fineness)[0]
     for i, j in ((0, 0), (0, 7), (7, 0), (3, 5)):
         down, right = 12 * ((i + 0.5) / 8 - 0.5), 12 * ((j + 0.5) / 8 - 0.5)
         row = 18 + math.cos(angle) * down + math.sin(angle) * right
@@ -108,7 +109,7 @@ def test_outside_the_picture_it_is_mirrored_and_no_border_of_zeros_shows():
     canvas = ramp()
     canvas[..., 30:] = 0  # no picture
     real = torch.tensor([[0.0, 0.0, 40.0, 30.0]])
-    cut = cut_turned(canvas, real, torch.tensor([[20.0, 26.0, 20.0]]), torch.zeros(1), 20, fineness=1)[0, 1] * 40
+    cut = cut_turned(canvas, real, torch.tensor([[20.0, 26.0, 20.0]]), torch.zeros(1), 20, fineness=1)[0, 1]
     columns = [16 + j + 0.5 for j in range(20)]
     expected = [min(c if c < 30 else 60 - c, 29.5) for c in columns]
     assert cut[7].tolist() == pytest.approx(expected, abs=1e-3)
@@ -159,3 +160,19 @@ def test_grey_images_and_images_of_other_channels_are_transformed_too():
         assert made.transformed[0].shape == (6, channels, 16, 16) and made.transformed[0].isfinite().all()
     with pytest.raises(RecipeError, match="seed_scale"):
         MakeExemplars(IMAGE, seed_scale=(0.5, 1.2))
+    with pytest.raises(RecipeError, match=r"power=\(0.0, 4.0\)"):
+        MakeExemplars(IMAGE, power=(0.0, 4.0))
+
+
+def test_powers_that_lighten_are_as_frequent_as_those_that_darken():
+    grey = CanvasBatch(
+        torch.full((2000, 3, 8, 8), 64, dtype=torch.uint8),
+        torch.tensor([[0.0, 0, 8, 8]]).expand(2000, -1),
+        torch.arange(2000),
+    )
+    image = ImageSpec(size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    made = MakeExemplars(image, **{**PLAIN, "power": (0.25, 4.0)})(grey, Draws(0, grey.index))
+    drawn = (made.transformed[0].mean(dim=(1, 2, 3)).log() / math.log(64 / 255)).log() / math.log(4)
+    assert drawn.min() >= -1.01 and drawn.max() <= 1.01
+    for share in (0.25, 0.5, 0.75):
+        assert drawn.quantile(share).item() == pytest.approx(2 * share - 1, abs=0.06)

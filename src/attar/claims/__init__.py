@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _ABLATIONS = "attar.claims.views_and_collapse"
 _TRANSFER = "attar.claims.transfer"
 _FEATURES = "attar.claims.feature_distillation"
+_SELF = "attar.claims.self_distillation"
 _LABELLED = "attar.claims.labelled_distillation"
 CLAIMS = {
     "seed": "attar.claims.seed",
@@ -23,6 +24,11 @@ CLAIMS = {
     "seed_self": _FEATURES,
     "s2bnn": _FEATURES,
     "foundation": _FEATURES,
+    "ddgsd": _SELF,
+    "byot": _SELF,
+    "pskd": _SELF,
+    "born_again": _SELF,
+    "dogo": _SELF,
     "kd": _LABELLED,
     "crd": _LABELLED,
     "sskd": _LABELLED,

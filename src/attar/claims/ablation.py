@@ -1,8 +1,9 @@
 """Claims of the form "this part is needed": a method as it is beside the same with one part changed.
 
 An arm is a method (of the catalogue, or one of claims/arms) with settings. An expectation says which sum of arms must
-be above which other, seed by seed; the claim holds if every one is met on kNN and on linear probes. All arms see the
-same images for the same number of epochs, with the same backbone and batch; last epoch.
+be above which other, seed by seed; the claim holds if every one is met on kNN and on linear probes, or on what the
+claim names. All arms see the same images for the same number of epochs, unless they say otherwise, with the same
+backbone and batch; last epoch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import train_and_test
 from attar.claims.teachers import PermutedTeacher, untrained_twin
 from attar.errors import RecipeError, unknown_name
+from attar.evaluation.metrics import LOWER_IS_BETTER
 from attar.train.log import read_json_lines
 
 if TYPE_CHECKING:
@@ -29,10 +31,12 @@ METRICS = ("knn", "linear")
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with settings; what: in words, for the table. A setting "batch_size" takes the batch of the size.
+    """A method with settings; what: in words, for the table. A setting of "batch_size", "teacher" or "stem" takes the
+    batch, the teacher network or the stem of the size.
 
     backbone: another network than the size's. teacher: for methods that distil: "teacher" is the claim's own, "random"
-    the same network untrained, "permuted" the teacher's answers for another image.
+    the same network untrained, "permuted" the teacher's answers for another image; or an earlier arm, of the same seed.
+    epochs: times those of the size.
     """
 
     what: str
@@ -40,20 +44,23 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "small"
     backbone: str = ""
-    teacher: Literal["", "teacher", "random", "permuted"] = ""
+    teacher: str = ""
+    epochs: float = 1.0
 
 
 @dataclass(frozen=True)
 class Expectation:
     """The sum over `better`, plus the margin, is above the sum over `worse`; in words.
 
-    margin: for claims that something costs little: at most so much top-1, as a share.
+    margin: for claims that something costs little: at most so much top-1, as a share. metrics: on which alone it is
+    judged; empty: on all protocols of the claim. Of nll and ece, the lower is the better.
     """
 
     better: tuple[str, ...]
     worse: tuple[str, ...]
     what: str
     margin: float = 0.0
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Ablation:
 
     network: which of the size's networks all arms train. ranked: the verdict also names the arms from best to worst.
     teacher: trained once, for arms that distil, on the size's teacher network for as many epochs as the arms.
+    protocols: what every arm is measured by; "classifier" is its own.
     """
 
     name: str
@@ -72,6 +80,7 @@ class Ablation:
     network: Literal["convnet", "vit"] = "convnet"
     ranked: bool = False
     teacher: Arm | None = None
+    protocols: tuple[str, ...] = METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +145,15 @@ def run_ablation(
         statement=f"{claim.statement} ({claim.source})",
         data=f"{data}: {len(train)} images to train on, {len(held_out)} to measure",
         conditions={"backbone": backbone, "image_size": plan.image_size, "epochs": plan.epochs},
-        arms={"untrained": "untrained backbone", **{key: arm.what for key, arm in claim.arms.items()}},
+        arms={key: arm.what for key, arm in claim.arms.items()},
     )
+    probed = "knn" in claim.protocols
+    if probed:
+        result.arms = {"untrained": "untrained backbone", **result.arms}
     num_seeds = seeds or plan.seeds
     result.conditions |= {"batch_size": batch_size, "seeds": num_seeds}
     common: dict[str, Any] = {
+        "plan": plan,
         "image_size": plan.image_size,
         "epochs": plan.epochs,
         "batch_size": batch_size,
@@ -151,21 +164,26 @@ def run_ablation(
         taught_by = out / "teacher"
         result.arms["teacher"] = f"{claim.teacher.what} ({plan.teacher}), for reference"
         _train(claim.teacher, train, out=taught_by, backbone=plan.teacher, stem=plan.stem, seed=0, **common)
-        measure(result, "teacher", taught_by, train, held_out, device, seed=0)
+        measure(result, "teacher", taught_by, train, held_out, device, seed=0, protocols=claim.protocols)
     for seed in range(num_seeds):
         for key, arm in claim.arms.items():
             run = out / f"seed{seed}" / key
-            network = {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
+            network: dict[str, Any] = (
+                {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
+            )
             _train(arm, train, out=run, seed=seed, **network, **common)
-            measure(result, key, run, train, held_out, device, seed=seed, untrained=key == next(iter(claim.arms)))
+            first = key == next(iter(claim.arms))
+            measured: dict[str, Any] = {"untrained": first and probed, "protocols": claim.protocols}
+            measure(result, key, run, train, held_out, device, seed=seed, **measured)
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result
 
 
-def _train(arm: Arm, train: Images, *, out: Path, **options: Any) -> None:
-    options |= {"method": arm.method, "recipe": arm.recipe}
-    options["settings"] = {k: options["batch_size"] if v == "batch_size" else v for k, v in arm.settings.items()}
+def _train(arm: Arm, train: Images, *, out: Path, plan: Size, **options: Any) -> None:
+    options |= {"method": arm.method, "recipe": arm.recipe, "epochs": max(round(arm.epochs * plan.epochs), 1)}
+    of_size = {"batch_size": options["batch_size"], "teacher": plan.teacher, "stem": plan.stem}
+    options["settings"] = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
     if not arm.teacher:
         stages.pretrain(train, out=out, **options).or_stop()
         return
@@ -176,6 +194,8 @@ def _train(arm: Arm, train: Images, *, out: Path, **options: Any) -> None:
         from attar.models.teachers import load_teacher
 
         teacher = PermutedTeacher(load_teacher(teacher))
+    elif arm.teacher != "teacher":
+        teacher = out.parent / arm.teacher
     stages.distill(train, teacher=teacher, out=out, **options).or_stop()
 
 
@@ -189,13 +209,15 @@ def measure(
     *,
     seed: int,
     untrained: bool = False,
+    protocols: Sequence[str] = METRICS,
 ) -> None:
-    """Add an arm's values: kNN and linear top-1, and how spread out its last embeddings are (0 is a collapse)."""
+    """Add an arm's values: top-1 by each protocol, calibration where there is one, and how spread out its last
+    embeddings are (0 is a collapse)."""
     measured = stages.evaluate(
         run,
         train,
         test=held_out,
-        protocols=METRICS,
+        protocols=protocols,
         controls=("random_init",) if untrained else (),
         seed=seed,
         device=device,
@@ -203,9 +225,10 @@ def measure(
     )
     arm_of = {"model": arm, "random_init": "untrained"}
     for row in measured.rows:
-        if row["metric"] == "top1" and row["subject"] in arm_of:
+        if row["metric"] in ("top1", *LOWER_IS_BETTER) and row["subject"] in arm_of:
             values = result.values.setdefault(arm_of[row["subject"]], {})
-            values.setdefault(row["protocol"], []).append(row["value"])
+            name = row["protocol"] if row["metric"] == "top1" else row["metric"]
+            values.setdefault(name, []).append(row["value"])
     health = read_json_lines(run / "health.jsonl")
     if health:
         result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
@@ -218,13 +241,19 @@ class Judged(Protocol):
     def expectations(self) -> Sequence[Expectation]: ...
 
 
-def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence[str] = METRICS) -> str:
-    """holds / does not hold / undecided, with the figures that say so."""
+def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence[str] = ()) -> str:
+    """holds / does not hold / undecided, with the figures that say so.
+
+    metrics: what is judged where an expectation does not say; none: the claim's protocols.
+    """
+    metrics = metrics or getattr(claim, "protocols", METRICS)
     lines, outcomes = [], []
     for expectation in claim.expectations:
         found = []
-        for metric in metrics:
+        for metric in expectation.metrics or metrics:
             better, worse = (_sums(result, arms, metric) for arms in (expectation.better, expectation.worse))
+            if metric in LOWER_IS_BETTER:
+                better, worse = worse, better
             mean, deviation, side = compare([value + expectation.margin for value in better], worse)
             mean -= expectation.margin
             known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""

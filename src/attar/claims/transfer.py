@@ -41,7 +41,7 @@ class Arm:
     recipe: str = "small"
     network: Literal["deep", "small"] = "deep"
     taught: bool = True
-    num_clusters: int | None = None  # None: the size's
+    images_a_cluster: int = 50  # on average
     layer: str = "features"
     images: Literal["own", "other"] = "own"
     shuffled: bool = False
@@ -88,7 +88,6 @@ class Size:
     small: str
     epochs: int
     batch_size: int
-    num_clusters: int
     seeds: int
     values: int = 2000
 
@@ -102,7 +101,6 @@ SIZES = {
         small="resnet8x0.5",
         epochs=20,
         batch_size=128,
-        num_clusters=100,
         seeds=3,
     ),
     "gpu": Size(
@@ -113,7 +111,6 @@ SIZES = {
         small="resnet20",
         epochs=100,
         batch_size=256,
-        num_clusters=500,
         seeds=3,
         values=9000,
     ),
@@ -181,8 +178,8 @@ class _Experiment:
         teacher = load_teacher(
             self.pretext(arm), output="features", image_size=self.plan.image_size, channels=images.channels
         )
-        wanted = arm.num_clusters or self.plan.num_clusters
-        settings = ClusterSettings(num_clusters=min(wanted, max(len(images) // 10, 2)), layer=arm.layer, seed=self.seed)
+        num_clusters = max(len(images) // arm.images_a_cluster, 2)
+        settings = ClusterSettings(num_clusters=num_clusters, layer=arm.layer, seed=self.seed)
         found = find_clusters(teacher, images, settings, folder=self.out / "cache", device=torch.device("cpu"))
         return Shuffled(found) if arm.shuffled else found
 
@@ -262,7 +259,7 @@ def _size(name: str) -> Size:
 def _result(
     claim: Claim | Layers, plan: Size, data: str, train: Images, held_out: Images, seeds: int | None
 ) -> ClaimResult:
-    conditions = {name: getattr(plan, name) for name in ("deep", "small", "image_size", "epochs", "num_clusters")}
+    conditions = {name: getattr(plan, name) for name in ("deep", "small", "image_size", "epochs")}
     return ClaimResult(
         name=claim.name,
         statement=f"{claim.statement} ({claim.source})",
@@ -325,13 +322,14 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
             statement="The number of clusters matters little over a wide range.",
             source=NOROOZI,
             arms={
-                "k30": Arm("30 clusters", num_clusters=30),
-                "k100": Arm("100 clusters", num_clusters=100),
-                "k300": Arm("300 clusters", num_clusters=300),
+                "few": Arm("a cluster for 150 images", images_a_cluster=150),
+                "usual": Arm("a cluster for 50 images"),
+                "many": Arm("a cluster for 15 images", images_a_cluster=15),
             },
             expectations=[
-                *(e for one, two in (("k30", "k100"), ("k100", "k300")) for e in _over(one, two, margin=LITTLE)),
-                *(e for one, two in (("k300", "k100"), ("k100", "k30")) for e in _over(one, two, margin=LITTLE)),
+                *_over("few", "usual", "many", margin=LITTLE),
+                *_over("usual", "few", "many", margin=LITTLE),
+                *_over("many", "few", "usual", margin=LITTLE),
             ],
         ),
         Claim(

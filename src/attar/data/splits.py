@@ -82,6 +82,36 @@ def label_fraction(labels: np.ndarray, fraction: float, seed: int = 0) -> np.nda
     return _joined([m[: max(int(fraction * len(m) + 0.5), 1)] for _, m in _shuffled_classes(labels, seed)])
 
 
+def labelled_share(images: Images, fraction: float, seed: int = 0) -> np.ndarray:
+    """The same share of every class by stable id, at least one image each, as sorted positions.
+
+    An image is in or out by its own id and the class' others; the order of the images does not matter, and smaller
+    shares lie within larger ones. Images without a label are left out.
+
+    Raises:
+        DataError: no labels, or a fraction outside (0, 1].
+    """
+    _check_fraction("labelled_share", fraction, one=True)
+    if images.labels is None:
+        raise DataError(f"labelled_share: {images.name} has no labels.")
+    drawn = _hashed(images.index, seed)
+    parts = []
+    for label in np.unique(images.labels[images.labels >= 0]):
+        members = np.flatnonzero(images.labels == label)
+        members = members[np.lexsort((images.index[members], drawn[members]))]
+        parts.append(members[: max(int(fraction * len(members) + 0.5), 1)])
+    return _joined(parts)
+
+
+def _hashed(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A uint64 for each id: the finaliser of splitmix64 (Steele et al. 2014, DOI 10.1145/2714064.2660195)."""
+    start = np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def at_most(images: Images, number: int, *, seed: int = 0) -> Images:
     """A random choice of so many images, in their order; all of them where there are no more."""
     if len(images) <= number:

@@ -97,7 +97,8 @@ class Evaluation:
     def table(self) -> Table:
         """One line a subject, best first within each protocol and metric; for a terminal of 80 columns.
 
-        The layers of all subjects are one group: which one, and whose, is best? So are exits, with their work.
+        The layers of all subjects are one group: which one, and whose, is best? So are exits, each with its
+        share of the whole network's work.
         """
         from rich.table import Table
 
@@ -114,7 +115,7 @@ class Evaluation:
                 style = "bold" if row["subject"] == "model" else None
                 layer = row["settings"]["variant"] if row["protocol"] in _ONE_GROUP else ""
                 share = row["settings"].get("share_of_work")
-                name = f"{row['subject']} {layer}{'' if share is None else f', {100 * share:.0f} % work'}".strip()
+                name = f"{row['subject']} {layer}{'' if share is None else f', {100 * share:.0f} %'}".strip()
                 table.add_row(*first, name, *_cell(row), style=style, end_section=i == len(rows) - 1)
         return table
 
@@ -137,6 +138,7 @@ def evaluate(
     batch_size: int = 256,
     num_resamples: int = 1000,
     trained_on: str | None = None,
+    trained_with_labels: bool = False,
     omitted: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -152,7 +154,8 @@ def evaluate(
         exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
         omitted: what the caller could not bring, and why; the verdict names it.
-        trained_on: digest of the images the backbone was pretrained on; if they are these, the table says so.
+        trained_on: digest of the images the backbone was trained on; if they are these, the table says so, and how:
+            trained_with_labels or without.
 
     Raises:
         DataError: labels missing, a single class, a class in test that train lacks, too few images.
@@ -183,7 +186,8 @@ def evaluate(
             measured.add(control, chosen)
         else:
             measured.omitted[control[0]] = control[1]
-    return _conclude(measured, health, seen)
+    how = "with labels" if trained_with_labels else "without labels"
+    return _conclude(measured, health, how if seen else "")
 
 
 def prepare(train: Images, test: Images | None, *, seed: int) -> tuple[Images, Images, tuple[str, ...]]:
@@ -329,7 +333,7 @@ def _telling(protocol: str) -> int:
     return TELLING.index(protocol) if protocol in TELLING else len(TELLING)
 
 
-def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Evaluation:
+def _conclude(measured: _Measured, health: dict[str, float], seen: str) -> Evaluation:
     task = measured.task
     keys = sorted(measured.model_scores, key=lambda k: _telling(k[0]))
     protocol, variant = keys[0]
@@ -342,7 +346,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: bool) -> Eval
     )
     if seen:
         for row in measured.rows:
-            row["settings"]["seen_in_pretraining"] = "without labels"
+            row["settings"]["seen_in_pretraining"] = seen
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),

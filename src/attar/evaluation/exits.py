@@ -46,7 +46,7 @@ class Exits(Protocol):
     bare = "thresholds"
 
     def metrics(self, usual: Sequence[str]) -> list[str]:
-        return [*usual, "nll", "ece"]
+        return [*usual[:1], "nll", "ece"]
 
     def reason_to_skip(self, subject: Subject) -> str | None:
         return None if subject.name == "model" else ""

@@ -79,7 +79,7 @@ class Findings:
     comparisons: list[Comparison] = field(default_factory=list)  # of the main protocol and metric only
     feature_std: float | None = None
     feature_rank: float | None = None
-    seen_in_pretraining: bool = False
+    seen_in_pretraining: str = ""  # the test images: "with labels", "without labels", or not
     omitted: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -141,7 +141,10 @@ def _measured(f: Findings) -> str:
     measured = (
         f"{f.protocol}, {metric_name(f.metric)}: {_value(f, f.value)} ({_value(f, f.low)} to {_value(f, f.high)})"
     )
-    note = " Pretraining has seen these images, without labels." if f.seen_in_pretraining else ""
+    note = {
+        "without labels": " Pretraining has seen these images, without labels.",
+        "with labels": " It was trained on these images with their labels; of others this says little.",
+    }.get(f.seen_in_pretraining, "")
     return f"{measured} on {f.num_test:,} test images; chance is {_value(f, f.chance)}.{note}"
 
 

@@ -21,6 +21,7 @@ from attar.losses.masked import (
     normalise_patches,
     weighted_mse,
 )
+from attar.losses.metric import all_pairs, center, class_pairs, contrastive_pair, mined_triplets, n_pair, triplet
 from attar.losses.nce import nce, nce_partition
 from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
 from attar.losses.self_distillation import (
@@ -33,14 +34,18 @@ from attar.losses.siamese import byol_regression, negative_cosine
 from attar.losses.transfer import attention_transfer, relational_angle, relational_distance
 
 __all__ = [
+    "all_pairs",
     "anchor_similarities",
     "attention_transfer",
     "barlow_twins",
     "barlow_twins_terms",
     "bilinear_nce",
     "byol_regression",
+    "center",
+    "class_pairs",
     "colour_cross_entropy",
     "confidence_weighted_cross_entropy",
+    "contrastive_pair",
     "cosine_margin",
     "dino",
     "error_rank_gate",
@@ -57,6 +62,8 @@ __all__ = [
     "masked_mse",
     "masked_smooth_l1",
     "mean_discrepancy",
+    "mined_triplets",
+    "n_pair",
     "nce",
     "nce_partition",
     "negative_cosine",
@@ -73,6 +80,7 @@ __all__ = [
     "soft_cross_entropy",
     "swapped_prediction",
     "token_similarity",
+    "triplet",
     "vicreg",
     "vicreg_terms",
     "weighted_mse",

@@ -110,14 +110,15 @@ class Setup:
 
     image: size, channels and normalisation of the inputs. images: the training images (for banks, tables and
     pseudo-labels keyed by index). teacher: for distillers only; clusters: what was made of one, for methods that take
-    these in its place. seed: of the run. device: where it will train. cache: a folder for large tables; None: they are
-    made anew.
+    these in its place. seed: of the run. projector: of the run whose backbone's weights are the first ones. device:
+    where it will train. cache: a folder for large tables; None: they are made anew.
     """
 
     image: ImageSpec
     images: Images
     teacher: Teacher | None = None
     clusters: Clusters | None = None
+    projector: nn.Module | None = None
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
@@ -168,7 +169,7 @@ class Method(nn.Module):
     labels; every label of a batch is then known. batch_coupled: True where the loss compares samples of one batch, so
     that gradient accumulation changes it. projector: the head whose output a distiller may learn from (None:
     features). classifier: the head that names classes from the backbone's features, kept with the run (None: no
-    classes).
+    classes). class_names: of its logits, where they are not the training images' own.
 
     needs_tokens: for methods that mask the patches of a vision transformer, which one they can train: "any"; "class",
     one whose features are its class token; "mean", one whose features are the mean of its patch tokens. They call
@@ -191,6 +192,12 @@ class Method(nn.Module):
         # not class attributes: those would hide the registered modules of a subclass
         self.projector = None
         self.classifier = None
+        self.class_names: tuple[str, ...] = ()
+
+    @staticmethod
+    def training_images(images: Images, recipe: Any) -> Images:
+        """The images of the source to train on: all, unless the recipe means a share of them."""
+        return images
 
     @staticmethod
     def backbone_name(asked: str) -> str:

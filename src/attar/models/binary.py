@@ -73,7 +73,8 @@ def _signs(x: Tensor) -> Tensor:
 def scales(weight: Tensor) -> Tensor:
     """Mean of |W| of each output channel (C,). The sum is taken in double precision: then scale * sign(W) has exactly
     the same scales again, which a packed network relies on."""
-    return weight.abs().double().mean(dim=(1, 2, 3)).to(weight.dtype)
+    total = weight.abs().double().sum(dim=(1, 2, 3))  # no mean(): ONNX would name it as the images' mean is named
+    return (total / weight[0].numel()).to(weight.dtype)
 
 
 def sign(x: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ class LayerFeatures(nn.Module):
         with torch.no_grad():
             maps = backbone.eval().stages(blank.to(device))
         backbone.train(training)
+        if not maps:
+            raise BackboneError(f"{spec.name} shows no maps, so there are no layers to look at.")
         self.layers = list(maps if layers is None else layers)
         for layer in self.layers:
             if layer not in maps:

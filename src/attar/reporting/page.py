@@ -439,6 +439,7 @@ def lineage_of(run: RunContent) -> dict[str, Any]:
         "network": f"{recipe['backbone']['name']}, {image['channels']} channels, {image['size']} pixels",
         "data": f"{data['source']}: {data['num_images']:,} images, digest {data['digest'][:12]}",
         "teacher": recipe["teacher"]["name"] if recipe.get("teacher") else "none",
+        "first weights": recipe["init"]["name"] if recipe.get("init") else "drawn by the seed",
         "weights": run.backbone.get("sha256", "not finished")[:12],
         "seed": recipe["seed"],
         "started": recipe["started"],

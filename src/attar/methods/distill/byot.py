@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ from attar.losses import feature_hint, kl_divergence
 from attar.methods.base import Method, Progress, Setup, StepOutput, Trained
 from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
 from attar.models.backbones import Backbone, cut_at_exit
-from attar.models.early_exit import exits_of
+from attar.models.early_exit import Branch, exits_of
 from attar.models.heads import MLP
 from attar.views.batches import OneView
 from attar.views.makers import MakeOneView
@@ -136,7 +137,7 @@ class BYOT(Method):
     def others(self) -> Mapping[str, Trained]:
         exits = zip(self.branches.values(), self.classifiers, strict=True)
         return {
-            f"exit{k}": Trained(cut_at_exit(self.backbone, k, branch), classifier=classifier)
+            f"exit{k}": Trained(cut_at_exit(self.backbone, k, cast(Branch, branch)), classifier=classifier)
             for k, (branch, classifier) in enumerate(exits, 1)
         }
 

@@ -87,7 +87,7 @@ class FitNet(Method):
 
     def _hint(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         regressed, wanted = self.regressor(student_map).float(), teacher_map.float()
-        size = min(regressed.shape[2], wanted.shape[2]), min(regressed.shape[3], wanted.shape[3])
+        size = (min(regressed.shape[2], wanted.shape[2]), min(regressed.shape[3], wanted.shape[3]))
         return F.mse_loss(F.adaptive_avg_pool2d(regressed, size), F.adaptive_avg_pool2d(wanted, size))
 
     def _weights(self, progress: Progress) -> tuple[FitNetRecipe, float]:

@@ -23,8 +23,8 @@ unit vectors, and this step's features stand before it instead of in it. At one 
 KL of the global term have the same gradient; the metric `kl` is the latter.
 
 Cost: the teacher's forward pass in every step is most of it, because mixed views cannot be looked up in a cache.
-Choose it when a strong network exists and a small one is wanted for many uses, dense ones too; be patient: it gains
-for hundreds of epochs.
+Choose it when a strong network exists and a small one is wanted for many uses, dense ones too, and there is time for
+hundreds of epochs.
 """
 
 from __future__ import annotations

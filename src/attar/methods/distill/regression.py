@@ -14,8 +14,7 @@ both, as the paper draws it. Its several teachers have a projector each and the 
 teachers answer side by side through one projector.
 
 Cost: one pass of the teacher and one of the student; the projector has about 5 D^2 + 2 D E weights.
-Choose it first: it has nothing to tune, and with a good teacher it is close to the best (ResNet-50 to MobileNet-v2 by
-MoCo v2: within a point of CompRess, from memory).
+Choose it first: it has nothing to tune, and every other distiller should beat it before it is believed.
 """
 
 from __future__ import annotations

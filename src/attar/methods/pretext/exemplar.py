@@ -21,15 +21,17 @@ simclr's loss is the form with all negatives.
 
 Numbers without a source beside them are from section 2 and from memory.
 
-Differs: the paper makes about 150 samples of each seed once; here every epoch draws new ones. Principal components are
-those of the sample's own pixels; the paper takes them over all pixels of the set, which a view does not see. Where a
-sample reaches over the edge of the image, the image is mirrored. Hue and saturation do nothing to grey images. The
-paper's network is small, without batch norm, and ends in 512 features; here any backbone has a layer of 512, with
-batch norm, before the classes. The paper lowers the rate by hand when the error stops falling. "small" is ours: seeds
-are most of an image of 32 px, and each step sees several samples of an image, since few epochs show a class but a few
-times.
+Differs: the paper makes about 150 samples of each seed once; here every epoch draws new ones. It does not say how its
+factors and powers are distributed within their ranges; here log-uniformly, for uniform powers in 0.25 .. 4 make most
+samples nearly black. Principal components are those of the sample's own pixels; the paper takes them over all pixels
+of the set, which a view does not see. Where a sample reaches over the edge of the image, the image is mirrored. Hue
+and saturation do nothing to grey images. The paper's network is small, without batch norm, and ends in 512 features;
+here any backbone has a layer of 512, with batch norm, before the classes. The paper lowers the rate by hand when the
+error stops falling. "small" is ours: seeds are most of an image of 32 px, and each step sees several samples of an
+image, since few epochs show a class but a few times.
 
-Cost: num_samples views a step, each cut by interpolation, about as dear as a SimCLR view; V has N * 512 weights.
+Cost: num_samples views a step, cut by interpolation at any angle, which on a CPU costs a few times a SimCLR view where
+images are large; V has N * 512 weights.
 
 Choose it for a few thousand distinct images; duplicates or near-duplicates contradict it, and for more images
 inst_disc, simclr or moco do better for less.
