@@ -38,7 +38,7 @@ def trade_off(runs: Sequence[RunContent], *, value_name: str) -> dict[str, Any] 
     points = [_point(run, rows[run.path]) for run in runs if run.path in rows]
     if len(points) < 2:
         return None
-    axes = {
+    axes: dict[str, Sequence[float | None]] = {
         "parameters of the backbone, millions": [p.parameters for p in points],
         "milliseconds an image, PyTorch, one CPU thread": [p.milliseconds for p in points],
         "milliseconds an image, ONNX Runtime, one CPU thread": [p.exported for p in points],
