@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/methods/*.md and the table of methods in the README. --check only compares."""
+"""Write the generated pages: docs/methods/*.md, docs/claims.md and the README's table of methods. --check compares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from attar.catalogue import describe, table
+from attar.claims import CLAIMS, said
 from attar.methods import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,24 @@ def pages() -> dict[Path, str]:
     found[ROOT / "README.md"] = re.sub(
         f"{start}.*?{end}", lambda _: f"{MARKS[0]}\n{table()}\n{MARKS[1]}", readme, flags=re.DOTALL
     )
+    found[ROOT / "docs" / "claims.md"] = claims()
     return found
+
+
+def claims() -> str:
+    """What `attar reproduce` can try, and where results lie."""
+    rows = [f"| `{name}` | {' | '.join(said(name))} |" for name in CLAIMS]
+    return "\n".join([CLAIMS_HEAD, *rows, ""])
+
+
+CLAIMS_HEAD = """# Claims
+
+`attar reproduce NAME --data TRAIN --test TEST` runs the smallest honest experiment that could prove a paper's central
+sentence wrong: its arms, its controls, three seeds, last epoch, mean and spread, and a verdict (holds, does not hold,
+undecided) at this size. What is done is not done again. Results so far: [benchmarks](../benchmarks/README.md).
+
+| name | what is claimed | source |
+|---|---|---|"""
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from attar.claims import CLAIMS
 from attar.errors import AttarError, RecipeError
 
 app = typer.Typer(
@@ -461,7 +462,7 @@ def run_pipeline(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="A claim, e.g. seed.")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CLAIMS)}; docs/claims.md says what they say.")],
     data: Annotated[
         str | None, typer.Option("--data", help="What to run on; default: digits, which everybody has.")
     ] = None,

@@ -56,6 +56,14 @@ CLAIMS = {
 }
 
 
+def said(name: str) -> tuple[str, str]:
+    """What a claim says, and who said it."""
+    module = import_module(CLAIMS[name])
+    if hasattr(module, "STATEMENT"):
+        return module.STATEMENT, module.SOURCE
+    return module.CLAIMS[name].statement, module.CLAIMS[name].source
+
+
 def reproduce(
     name: str,
     *,

@@ -26,6 +26,7 @@ from attar.claims.images import train_and_test
 from attar.claims.teachers import PermutedTeacher, untrained_twin
 from attar.errors import RecipeError
 
+SOURCE = "Fang et al. 2021, arXiv:2101.04731, table 1"
 STATEMENT = "SEED's student beats the same student pretrained alone."
 ARMS = {
     "teacher": "teacher (SimCLR), for reference",

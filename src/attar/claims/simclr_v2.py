@@ -29,6 +29,7 @@ from attar.errors import RecipeError, unknown_name
 if TYPE_CHECKING:
     from attar.data.images import Images
 
+SOURCE = "Chen et al. 2020, arXiv:2006.10029, section 4"
 STATEMENT = "Distilling on unlabelled images carries the gain; fine-tuning starts best inside the projector."
 ARMS = {
     "layer1": "large, fine-tuned from the projector's first layer (the teacher)",
@@ -109,7 +110,7 @@ def run_claim(
     share = labelled_share(train, plan.label_fraction)
     result = ClaimResult(
         name="simclr_v2",
-        statement=f"{STATEMENT} (Chen et al. 2020, arXiv:2006.10029)",
+        statement=f"{STATEMENT} ({SOURCE})",
         data=f"{data}: {len(train)} images to train on, {len(share)} of them labelled, {len(held_out)} to measure",
         conditions={
             "large": f"{plan.large}, {plan.pretraining_epochs} epochs",
