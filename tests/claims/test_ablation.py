@@ -211,3 +211,21 @@ def test_generations_of_arms_and_calibration_end_to_end(tmp_path, tiny, monkeypa
     assert set(found.values["third"]) == {"classifier", "nll", "ece", "embedding std"}
     taught_by = json.loads((out / "seed0/third/backbone.json").read_text())["provenance"]["teacher"]["name"]
     assert taught_by.endswith("seed0/second")
+
+
+def test_an_arm_with_another_network_stands_beside_its_own_untrained_twin(tmp_path, monkeypatch):
+    claim = replace(
+        ABLATIONS["moco_queue"],
+        arms={"rgb": Arm("colours", "rotation"), "grey": Arm("lightness", "rotation", own_twin=True)},
+        expectations=[Expectation(("grey",), ("untrained grey",), "grey over its twin")],
+    )
+    asked = []
+    monkeypatch.setattr(ablation, "_train", lambda arm, *_, **__: None)
+    monkeypatch.setattr(ablation, "measure", lambda result, key, *_, untrained, **__: asked.append((key, untrained)))
+    monkeypatch.setattr(ablation, "judge", lambda *_, **__: "")
+    (tmp_path / "claim").mkdir()
+    found = ablation.run_ablation(
+        claim, data="digits", test=None, size="cpu", out=tmp_path / "claim", seeds=1, device="cpu"
+    )
+    assert asked == [("rgb", "untrained"), ("grey", "untrained grey")]
+    assert found.arms["untrained grey"] == "untrained: lightness"

@@ -44,13 +44,13 @@ def test_arms_differ_are_accepted_and_are_what_is_expected_of(name):
     named = {arm for e in claim.expectations for arm in (*e.better, *e.worse)}
     if isinstance(claim, Layers):
         return
-    assert named <= {*claim.arms, "untrained"}
+    assert named <= {*claim.arms, "untrained", *(f"untrained {arm}" for arm in claim.arms)}
     if isinstance(claim, Claim):
         assert len({dataclasses.replace(arm, what="") for arm in claim.arms.values()}) == len(claim.arms)
     for arm in claim.arms.values():
         method = arm.method if isinstance(claim, Ablation) else arm.pretext
         if method in CATALOGUE:
-            resolve_recipe(method, arm.recipe)
+            resolve_recipe(method, arm.recipe, dict(arm.settings))
 
 
 def test_shuffled_labels_have_the_same_sizes_and_no_meaning():

@@ -34,8 +34,10 @@ class Arm:
     """A method with settings; what: in words, for the table. A setting of "batch_size", "teacher" or "stem" takes the
     batch, the teacher network or the stem of the size.
 
-    backbone: another network than the size's. teacher: for methods that distil: "teacher" is the claim's own, "random"
-    the same network untrained, "permuted" the teacher's answers for another image; or an earlier arm, of the same seed.
+    backbone: another network than the size's. own_twin: also measure this arm's network untrained, as "untrained ARM",
+    for arms whose method builds another one (of lightness only, of tokens). teacher: for methods that distil: "teacher"
+    is the claim's own, "random" the same network untrained, "permuted" the teacher's answers for another image; or an
+    earlier arm, of the same seed.
     epochs: times those of the size.
     """
 
@@ -44,6 +46,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "small"
     backbone: str = ""
+    own_twin: bool = False
     teacher: str = ""
     epochs: float = 1.0
 
@@ -149,7 +152,8 @@ def run_ablation(
     )
     probed = "knn" in claim.protocols
     if probed:
-        result.arms = {"untrained": "untrained backbone", **result.arms}
+        twins = {f"untrained {key}": f"untrained: {arm.what}" for key, arm in claim.arms.items() if arm.own_twin}
+        result.arms = {"untrained": "untrained backbone", **result.arms, **twins}
     num_seeds = seeds or plan.seeds
     result.conditions |= {"batch_size": batch_size, "seeds": num_seeds}
     common: dict[str, Any] = {
@@ -172,8 +176,9 @@ def run_ablation(
                 {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
             )
             _train(arm, train, out=run, seed=seed, **network, **common)
-            first = key == next(iter(claim.arms))
-            measured: dict[str, Any] = {"untrained": first and probed, "protocols": claim.protocols}
+            first = key == next(name for name, arm in claim.arms.items() if not arm.own_twin)
+            twin = f"untrained {key}" if arm.own_twin else "untrained" if first and probed else ""
+            measured: dict[str, Any] = {"untrained": twin, "protocols": claim.protocols}
             measure(result, key, run, train, held_out, device, seed=seed, **measured)
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
@@ -208,7 +213,7 @@ def measure(
     device: str,
     *,
     seed: int,
-    untrained: bool = False,
+    untrained: str = "",
     protocols: Sequence[str] = METRICS,
 ) -> None:
     """Add an arm's values: top-1 by each protocol, calibration where there is one, and how spread out its last
@@ -223,7 +228,7 @@ def measure(
         device=device,
         progress=False,
     )
-    arm_of = {"model": arm, "random_init": "untrained"}
+    arm_of = {"model": arm, "random_init": untrained}
     for row in measured.rows:
         if row["metric"] in ("top1", *LOWER_IS_BETTER) and row["subject"] in arm_of:
             values = result.values.setdefault(arm_of[row["subject"]], {})

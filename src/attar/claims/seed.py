@@ -130,7 +130,16 @@ def run_claim(
         for arm, taught_by in teachers.items():
             stages.distill(train, teacher=taught_by, out=folder / arm, **common).or_stop()
         for arm in ("alone", "seed", "random", "permuted"):
-            measure(result, arm, folder / arm, train, held_out, device, seed=seed, untrained=arm == "alone")
+            measure(
+                result,
+                arm,
+                folder / arm,
+                train,
+                held_out,
+                device,
+                seed=seed,
+                untrained="untrained" if arm == "alone" else "",
+            )
         result.verdict = judge(result, digits=data == "digits")
         result.save(out)
     return result

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 class Arm:
     """what: in words, for the table. pretext: a method, "untrained" or "hog". network: which solves the pretext task.
 
-    taught: is a small network taught by clusters measured, or the pretext network itself? images: those the clusters
-    are made of. shuffled: labels are dealt out at random.
+    settings: fields of the recipe to replace. taught: is a small network taught by clusters measured, or the pretext
+    network itself? images: those the clusters are made of. shuffled: labels are dealt out at random.
     """
 
     what: str
     pretext: str = "rotation"
     recipe: str = "small"
+    settings: tuple[tuple[str, Any], ...] = ()
     network: Literal["deep", "small"] = "deep"
     taught: bool = True
     images_a_cluster: int = 50  # on average
@@ -147,10 +148,17 @@ class _Experiment:
         if arm.pretext == "untrained":
             trained = self.pretext(Arm("", network=arm.network))
             return untrained_twin(Path(trained), self.out / f"untrained-{arm.network}", self.train, seed=self.seed)
-        run = self.out / f"{arm.pretext}-{arm.recipe}-{arm.network}"
+        changed = [f"{name}={value}" for name, value in arm.settings]
+        run = self.out / "-".join([arm.pretext, arm.recipe, *changed, arm.network])
         network = self.plan.deep if arm.network == "deep" else self.plan.small
         stages.pretrain(
-            self.train, out=run, method=arm.pretext, recipe=arm.recipe, backbone=network, **self.common()
+            self.train,
+            out=run,
+            method=arm.pretext,
+            recipe=arm.recipe,
+            settings=dict(arm.settings),
+            backbone=network,
+            **self.common(),
         ).or_stop()
         return run
 
@@ -214,7 +222,9 @@ def run_transfer(
         experiment = _Experiment(plan, train, other, out / f"seed{seed}", seed, device)
         for key, arm in claim.arms.items():
             run = experiment.taught(key, arm) if arm.taught else Path(experiment.pretext(arm))
-            measure(result, key, run, train, held_out, device, seed=seed, untrained=key == beside)
+            measure(
+                result, key, run, train, held_out, device, seed=seed, untrained="untrained" if key == beside else ""
+            )
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result
@@ -285,6 +295,11 @@ def _over(better: str, *worse: str, margin: float = 0.0) -> list[Expectation]:
 LITTLE = 0.03  # what a claim of "little" may cost, top-1
 
 NOROOZI = "Noroozi et al. 2018, arXiv:1805.00385"
+TWINS = {  # what each task's features must beat; colorization's network sees lightness only
+    **dict.fromkeys(("exemplar", "relative_position", "jigsaw", "inpainting", "rotation"), "untrained"),
+    "colorization": "untrained colorization",
+}
+WITHOUT_PLUS_PLUS = ("max_foreign", 0), ("grey", 0.3)  # the same tiles and permutations, as Jigsaw shows them
 ROTATION = Arm("taught by clusters of the deep network's features (rotation)")
 CLAIMS: dict[str, Claim | Layers | Ablation] = {
     claim.name: claim
@@ -310,10 +325,16 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
             "networks gains little.",
             source=NOROOZI,
             arms={
-                "jigsaw": Arm("taught by clusters of the deep network, Jigsaw", "jigsaw"),
+                "jigsaw": Arm(
+                    "taught by clusters of the deep network, Jigsaw", "jigsaw", "small_plus_plus", WITHOUT_PLUS_PLUS
+                ),
                 "plus_plus": Arm("taught by clusters of the deep network, Jigsaw++", "jigsaw", "small_plus_plus"),
-                "equal": Arm("taught by clusters of its own kind, Jigsaw++", "jigsaw", "small_plus_plus", "small"),
-                "alone": Arm("small network, Jigsaw++ itself", "jigsaw", "small_plus_plus", "small", taught=False),
+                "equal": Arm(
+                    "taught by clusters of its own kind, Jigsaw++", "jigsaw", "small_plus_plus", network="small"
+                ),
+                "alone": Arm(
+                    "small network, Jigsaw++ itself", "jigsaw", "small_plus_plus", network="small", taught=False
+                ),
             },
             expectations=[*_over("plus_plus", "jigsaw"), *_over("alone", "equal", margin=LITTLE)],
         ),
@@ -339,7 +360,7 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
             arms={
                 "own": Arm("clusters of the images it is trained on"),
                 "other": Arm("clusters of images of other classes", images="other"),
-                "random_labels": Arm("the former, dealt out at random", shuffled=True),
+                "random_labels": Arm("the former, dealt out at random", images="other", shuffled=True),
             },
             expectations=[*_over("other", "own", margin=LITTLE), *_over("other", "random_labels")],
             halves=True,
@@ -356,13 +377,9 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
             statement="Each pretext task makes better features than random initialisation, at an equal budget.",
             source="the papers of the tasks",
             arms={
-                name: Method(name.replace("_", " "), name)
-                for name in ("exemplar", "relative_position", "jigsaw", "colorization", "inpainting", "rotation")
+                name: Method(name.replace("_", " "), name, own_twin=twin != "untrained") for name, twin in TWINS.items()
             },
-            expectations=[
-                Expectation((name,), ("untrained",), name.replace("_", " "))
-                for name in ("exemplar", "relative_position", "jigsaw", "colorization", "inpainting", "rotation")
-            ],
+            expectations=[Expectation((name,), (twin,), name.replace("_", " ")) for name, twin in TWINS.items()],
             ranked=True,
         ),
     )
