@@ -19,6 +19,7 @@ from attar.evaluation.controls import (
 from attar.evaluation.subject import Subject, Task
 from attar.models.backbones import build_backbone
 from attar.views.augmentation import CentreView
+from attar.views.colour import rgb_to_lab
 
 
 @pytest.fixture
@@ -58,6 +59,14 @@ def test_random_init_takes_the_statistics_that_make_it_stronger(model, monkeypat
     tried[:] = [0] * 2
     monkeypatch.setattr("attar.train.health.online_knn", lambda values, labels: tried.append(values) or len(tried) == 4)
     assert random_init(model()).settings == {"batchnorm": "as initialised"}
+
+
+@pytest.mark.parametrize("name", ["lightness_resnet8", "lab_resnet8"])
+def test_random_init_sees_the_true_lab_of_the_images(model, spec, name):
+    twin = random_init(model(name)).backbone.network
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    torch.testing.assert_close(twin.lab((pixels - mean) / std), rgb_to_lab(pixels), atol=0.01, rtol=0)
 
 
 def test_random_init_does_not_touch_the_global_generator(model):

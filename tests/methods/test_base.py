@@ -39,6 +39,30 @@ def test_what_would_be_ignored_or_misread_is_refused(settings, text):
         resolve_recipe("simclr", "photo", settings)
 
 
+@pytest.mark.parametrize(
+    ("method", "setting", "accepted"),
+    [
+        ("relative_position", "gap=-0.5", "give 0 or more"),
+        ("relative_position", "displaced=-0.1", "give 0 or more"),
+        ("relative_position", "low_resolution=2.0", "give a number from 0 to 1"),
+        ("relative_position", "patch_scale=-1.0", "give a number above 0"),
+        ("colorization", "uniform_share=2.0", "give a number from 0 to 1"),
+        ("colorization", "sigma=0.0", "give a number above 0"),
+        ("exemplar", "translation=-1.0", "give 0 or more"),
+        ("exemplar", "dropout=1.5", "give a number from 0 to below 1"),
+        ("jigsaw", "max_foreign=-1", "give 0 or more"),
+        ("jigsaw", "channel_shift=-1", "give 0 or more"),
+        ("jigsaw", "grid=0", "give 1 or more"),
+        ("inpainting", "blot_cells=0", "give 1 or more"),
+        ("inpainting", "overlap=-0.1", "give 0 or more"),
+    ],
+)
+def test_settings_of_the_pretext_tasks_have_bounds(method, setting, accepted):
+    name, value = setting.split("=")
+    with pytest.raises(RecipeError, match=f"{method}: {setting} is not accepted; {accepted}"):
+        resolve_recipe(method, "small", {name: value})
+
+
 @pytest.mark.parametrize("method", ["mae", "i_jepa"])
 def test_a_backbone_without_patches_is_refused_before_images_are_read(tmp_path, method):
     with pytest.raises(BackboneError, match=f"{method} masks the patches.*resnet20 is none.*vit_tiny_p4"):

@@ -129,6 +129,18 @@ def test_neither_network_trains_the_other(bench):
     torch.testing.assert_close(adversarial, direct)
 
 
+def test_the_statistics_of_the_discriminator_are_of_true_regions_and_fills_in_equal_parts(bench):
+    method = bench("inpainting", "paper").method
+    generator = torch.Generator().manual_seed(0)
+    true, fill = (torch.rand(6, 3, 16, 16, generator=generator) for _ in range(2))
+    alone = copy.deepcopy(method.discriminator)
+    method.compete(fill, true)
+    alone(true), alone(fill)
+    for (name, moved), expected in zip(method.discriminator.named_buffers(), alone.buffers()):
+        torch.testing.assert_close(moved, expected, msg=name)
+    assert [n for n, _ in alone.named_buffers() if "num_batches" in n]
+
+
 def test_the_discriminator_sees_the_region_only(bench):
     built = bench("inpainting", "random", adversarial_weight=0.001)
     method, batch, seen = built.method, built.batch(0), []

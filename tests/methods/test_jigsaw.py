@@ -145,6 +145,14 @@ def test_what_is_drawn_for_foreign_tiles(bench):
     assert bench("jigsaw").batch(0).offered.shape == (6, 0)
 
 
+@pytest.mark.parametrize("gap", [1.0, 1.5])
+def test_a_gap_that_leaves_no_tile_is_refused(bench, gap):
+    with pytest.raises(
+        RecipeError, match=f"jigsaw: gap={gap} is not accepted; give a share of a cell from 0 to below 1"
+    ):
+        bench("jigsaw", gap=gap)
+
+
 def test_two_permutations_that_foreign_tiles_could_confuse_are_refused(bench):
     with pytest.raises(RecipeError, match="differ in 2 at least"):
         bench("jigsaw", max_foreign=2)

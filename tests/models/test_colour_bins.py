@@ -96,3 +96,19 @@ def test_wrong_settings_are_refused():
         bins(torch.ones(3))
     with pytest.raises(RecipeError, match="neighbours=0"):
         bins(neighbours=0)
+    with pytest.raises(RecipeError, match="sigma=0 is not accepted; give a width above 0"):
+        bins(sigma=0)
+    for uniform in (-0.1, 2.0, math.nan):
+        with pytest.raises(RecipeError, match=f"uniform_share={uniform} is not accepted; give a number from 0 to 1"):
+            bins(uniform=uniform)
+
+
+def test_by_rarity_alone_bins_without_mass_have_no_weight():
+    at = nearest_bins(torch.tensor([[0.0, 0.0], [80.0, 60.0]]))
+    counts = torch.zeros(Q).index_fill(0, at[:1], 7.0)
+    made = bins(counts, uniform=0.0)
+    assert made.weights.isfinite().all() and made.weights[at[1]] == 0 < made.weights[at[0]]
+    assert (made.prior * made.weights).sum().item() == pytest.approx(1)
+    counts[at[1]] = 1e-4 * counts.sum()  # rare, not absent
+    made = bins(counts, uniform=0.0)
+    assert made.weights[at[1]] / made.weights[at[0]] == pytest.approx(1e4, rel=0.2)

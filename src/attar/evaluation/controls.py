@@ -19,6 +19,7 @@ from attar.errors import RecipeError, unknown_name
 from attar.evaluation.features import evaluation_mode, match_channels, read_ahead
 from attar.evaluation.subject import Subject
 from attar.models.backbones import build_backbone
+from attar.models.lab import SeesLab
 from attar.views.augmentation import CentreView
 
 CONTROLS = ("random_init", "pixels", "hog", "pretrained")
@@ -70,6 +71,8 @@ def random_init(model: Subject) -> Subject:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         plain = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)
+    if isinstance(plain.network, SeesLab):
+        plain.network.expect(model.image.mean, model.image.std)
     measured = copy.deepcopy(plain)
     some = task.train.subset(np.random.default_rng(0).permutation(len(task.train))[:CALIBRATION_IMAGES])
     if not calibrate_batchnorm(measured, some, model.image, device=task.device, batch_size=task.batch_size):

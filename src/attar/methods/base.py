@@ -318,11 +318,18 @@ def _check_range(method: str, name: str, value: Any) -> None:
 # (pattern of the field's name, what it accepts in words, and as a rule); the first that matches counts
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     (r"num_local_views|teacher_views|queue_length", "0 or more", lambda v: v >= 0),
-    (r"epochs|batch_size|num_.*|.*_dim|.*_layers|.*_length|.*_iterations", "1 or more", lambda v: v >= 1),
-    (r"lr_drops|.*_fraction|(.*_)?momentum", "a number from 0 to 1", lambda v: 0 <= v <= 1),
+    (r"epochs|batch_size|num_.*|.*_dim|.*_layers|.*_length|.*_iterations|.*_cells|grid", "1 or more", lambda v: v >= 1),
+    (r"lr_drops|.*_(fraction|share)|(.*_)?momentum|low_resolution", "a number from 0 to 1", lambda v: 0 <= v <= 1),
+    (r"dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1),
     (r"adam_betas", "two numbers from 0 to below 1", lambda v: 0 <= v < 1),
-    (r"lr|base_lr|clip_gradient|(.*_)?temperature(_start)?", "a number above 0", lambda v: v > 0),
+    (
+        r"lr|base_lr|clip_gradient|(.*_)?temperature(_start)?|(patch|tile)_scale|sigma",
+        "a number above 0",
+        lambda v: v > 0,
+    ),
     (r"weight_decay(_end)?|final_lr|.*_weight|colour_strength", "0 or more", lambda v: v >= 0),
+    (r"gap|displaced|translation|rotation|offset|hue|overlap", "0 or more", lambda v: v >= 0),
+    (r"channel_shift|max_foreign", "0 or more", lambda v: v >= 0),
 )
 
 

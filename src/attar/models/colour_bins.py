@@ -37,6 +37,10 @@ class ColourBins(nn.Module):
             raise ShapeError(f"ColourBins: counts have shape {tuple(counts.shape)}; ({len(centres)},) are needed.")
         if not 1 <= neighbours <= len(centres):
             raise RecipeError(f"neighbours={neighbours} is not accepted; give a number from 1 to {len(centres)}.")
+        if not sigma > 0:
+            raise RecipeError(f"sigma={sigma} is not accepted; give a width above 0, in units of ab, e.g. 5.")
+        if not 0 <= uniform <= 1:
+            raise RecipeError(f"uniform_share={uniform} is not accepted; give a number from 0 to 1.")
         self.neighbours, self.sigma = neighbours, sigma
         prior = smoothed(counts, centres, sigma)
         self.register_buffer("centres", centres, persistent=False)
@@ -101,6 +105,9 @@ def rarity_weights(prior: Tensor, *, uniform: float) -> Tensor:
     """w_q ~ 1 / ((1 - uniform) p_q + uniform / Q), scaled so that sum_q p_q w_q = 1.
 
     Source: Zhang et al. 2016, arXiv:1603.08511, eq. 4.
+    Differs: a bin without mass (a share below float32's rounding, a pixel in eight million) has weight 0 where it has
+    no uniform share either; by the formula it would be infinite.
     """
-    weights = 1 / ((1 - uniform) * prior.double() + uniform / len(prior))
+    share = (1 - uniform) * prior.double() + uniform / len(prior)
+    weights = torch.where(share > torch.finfo(torch.float32).eps, 1 / share, 0.0)
     return (weights / (prior.double() * weights).sum()).float()

@@ -24,6 +24,9 @@ class HOG(nn.Module):
     Central differences; of each pixel the channel with the largest gradient; 9 unsigned orientations with linear
     interpolation between neighbouring bins; cells of `cell` pixels; blocks of 2 x 2 cells, normalised by L2 with
     clipping at 0.2 (L2-Hys). Inputs may be normalised per channel: only differences count, and blocks are normalised.
+
+    Bins begin at 0 degrees and their centres lie at 10, 30, … 170, as in scikit-image and OpenCV; so a gradient along
+    x or against it, of a vertical edge, is exactly between the first and the last bin, and gives half to each.
     """
 
     def __init__(self, *, cell: int = 8, num_orientations: int = 9):

@@ -101,6 +101,9 @@ RECIPES = {
         weight_decay=1e-3,
         num_samples=4,
         seed_scale=(0.6, 0.8),
+        # 0.25 .. 4 makes dark images black and bright ones white. On 2000 images of CIFAR-10, resnet8, 4 epochs, two
+        # seeds: loss 7.47 and 7.47 for 7.55 and 7.55 (chance 7.60), neighbours the same within noise (0.266, 0.265)
+        power=(0.5, 2.0),
         dropout=0.0,
     ),
 }

@@ -202,6 +202,8 @@ class Inpainting(Method):
         real."""
         assert self.discriminator is not None
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        # batch norm's statistics move in copies, or two thirds of what D is evaluated with would be of fills
+        fixed |= {name: b.clone() for name, b in self.discriminator.named_buffers()}
         looks_real = functional_call(self.discriminator, fixed, (fill,)).float()
         on_true, on_fill = self.discriminator(true).float(), self.discriminator(fill.detach()).float()
         told_apart = F.softplus(-on_true).mean() + F.softplus(on_fill).mean()  # -log D, -log (1 - D) of logits

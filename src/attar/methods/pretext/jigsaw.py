@@ -10,7 +10,8 @@ Noroozi and Favaro 2016, arXiv:1603.09246; Jigsaw++: Noroozi et al. 2018, arXiv:
 
 Against shortcuts: the tiles are cut from cells a third larger, at random places (no line runs on from tile to tile);
 each has mean 0 and deviation 1 (no brightness to sort by); some images are grey, which hides colour fringes (they point
-to the middle of a photograph), and in the others the channels of each tile are shifted, which blurs that trace.
+to the middle of a photograph), and in the others the channels of each tile are shifted, which blurs that trace where
+fringes are narrower than the shift.
 
 The permutations are chosen greedily, each as far as possible from those before (Hamming distance): 1000 of nine tiles
 differ in 8.0 of 9 places on average, and in 5 at least. Jigsaw++: image i gives up to two tiles to image i - 1 of the
@@ -114,6 +115,8 @@ def tile_side(recipe: JigsawRecipe, image: ImageSpec) -> int:
 def views(recipe: JigsawRecipe, image: ImageSpec) -> MakeTiles:
     """A square of the image, grey or not, and its tiles."""
     side = tile_side(recipe, image)
+    if not 0 <= recipe.gap < 1:
+        raise RecipeError(f"jigsaw: gap={recipe.gap} is not accepted; give a share of a cell from 0 to below 1.")
     cell = round(side / (1 - recipe.gap))
     square = Augmentation(
         image,
