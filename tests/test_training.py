@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from attar import stages
-from attar.errors import AttarError, RunChanged, RunError, TrainingError
+from attar.errors import AttarError, RecipeError, RunChanged, RunError, TrainingError
 from attar.models.backbones import build_backbone
 from attar.train.log import read_json_lines
 from attar.training import Run, _fit_into_minutes
@@ -329,3 +329,13 @@ def test_other_channels_than_the_teachers_are_refused(finished, tmp_path):
     with pytest.raises(AttarError, match="the teacher takes 3 channels, and these images have 1; use --channels 3"):
         stages.distill("digits", teacher=finished, out=tmp_path / "run", channels=1, backbone="resnet8", epochs=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_several_teachers_of_classes_are_refused(pixels, tmp_path):
+    labels = {"images": pixels, "labels": np.arange(128) % 3}
+    np.savez(tmp_path / "data.npz", **labels)
+    for name in ("a", "b"):
+        stages.pretrain(tmp_path / "data.npz", out=tmp_path / name, method="supervised", **TINY)
+    both = f"{tmp_path / 'a'},{tmp_path / 'b'}"
+    with pytest.raises(RecipeError, match="kd learns from one teacher's classes, and 2 teachers are named"):
+        stages.distill(tmp_path / "data.npz", teacher=both, out=tmp_path / "run", method="kd", **TINY)

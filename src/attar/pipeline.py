@@ -143,6 +143,8 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
 
 _NUMBERS = {
     **dict.fromkeys(("epochs", "batch_size", "image_size", "workers", "seed", "accumulate", "checkpoint_steps"), int),
+    **dict.fromkeys(("num_clusters", "grid", "pca_dim", "kmeans_iterations", "images_per_cluster"), int),
+    "min_cluster_size": int,
     **dict.fromkeys(("minutes", "lr"), float),
 }
 _LISTS = ("protocols", "runs")

@@ -125,10 +125,11 @@ class Plan:
         """Of the labels that are trained on; None where they are not."""
         from attar.methods.base import load
 
-        if not load(self.request.method).METHOD.needs_labels:
+        used = load(self.request.method).METHOD.needs_labels or getattr(self.recipe, "label_weight", 0) > 0
+        if not used or self.images.labels is None:
             return None
-        assert self.images.labels is not None
-        return hashlib.sha256(self.images.labels.astype("<i8").tobytes()).hexdigest()
+        names = json.dumps(list(self.images.classes)).encode()
+        return hashlib.sha256(names + self.images.labels.astype("<i8").tobytes()).hexdigest()
 
 
 _OF_DIGESTS = {
@@ -310,11 +311,19 @@ def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher
     if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
         return load_clusters(request.teacher)
     output = getattr(recipe, "teacher_output", "features")
+    names = teachers_named(request.teacher)
+    if len(names) > 1 and load(request.method).METHOD.needs_clusters:
+        raise RecipeError(f"{request.method} clusters one network's features, and {len(names)} are named; give one.")
+    if output == "logits" and len(names) > 1:
+        raise RecipeError(
+            f"{request.method} learns from one teacher's classes, and {len(names)} teachers are named; give one of "
+            "them. Several can teach a method that learns from features (seed, compress, foundation, regression)."
+        )
     loaded = [
         load_teacher(one, output=output, image_size=image.size, channels=image.channels)
         if isinstance(one, (str, Path))
         else one
-        for one in teachers_named(request.teacher)
+        for one in names
     ]
     return loaded[0] if len(loaded) == 1 else JointTeacher(loaded)
 

@@ -158,7 +158,6 @@ def cluster(
     images_per_cluster: int | None = None,
     min_cluster_size: int | None = None,
     image_size: int | None = None,
-    channels: int | str = "auto",
     labels: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -195,7 +194,12 @@ def cluster(
     made = load_clusters(run) if is_clusters(run) else None
     if made is not None and given:
         raise RecipeError(f"{', '.join(given)}: it would be ignored, because the clusters of {run} are made already.")
-    teacher = made.teacher if made else load_teacher(run, output="features", image_size=image_size, channels=None)
+    teacher = made.teacher if made else load_teacher(run, output="features", image_size=image_size)
+    if image_size is not None and image_size != teacher.image.size:
+        raise RecipeError(
+            f"--image-size {image_size} would be ignored: {run} takes images of {teacher.image.size} pixels. Leave it "
+            "out."
+        )
     images = load_images(
         source,
         image_size=teacher.image.size,

@@ -99,3 +99,22 @@ def test_methods_without_labels_refuse_both(tmp_path):
     for option in ({"label_fraction": 0.5}, {"label_noise": "symmetric:0.5"}):
         with pytest.raises(RecipeError, match="would be ignored: rotation is not trained with labels"):
             train(tmp_path / "run", method="rotation", **option)
+
+
+def test_an_image_that_is_left_out_changes_no_other_label():
+    images = make_images(60)
+    fewer = images.subset(np.delete(np.arange(60), 7))
+    for noise in ("symmetric:0.4", "asymmetric:0.4"):
+        labels = dict(zip(images.index, with_label_noise(images, noise).labels))
+        changed = [i for i, y in zip(fewer.index, with_label_noise(fewer, noise).labels) if labels[i] != y]
+        assert len(changed) <= 1  # the share of a class that lost an image may move by one
+    kept = set(with_label_fraction(images, 0.25).index) ^ set(with_label_fraction(fewer, 0.25).index)
+    assert len(kept) <= 2
+
+
+def test_the_usual_confusions_of_cifar10_have_a_name():
+    images = make_images(40)
+    images.labels, images.classes = np.arange(40) % 10, tuple("abcdefghij")
+    noisy = with_label_noise(images, "asymmetric_cifar10:0.5").labels
+    wrong = noisy != images.labels
+    assert wrong.any() and all(noisy[wrong] == np.array(CIFAR10)[images.labels[wrong]])

@@ -76,7 +76,8 @@ def test_teacher_and_student_are_two_networks_of_one_kind(bench):
     for teacher, message in (
         (FrozenTeacher(student, IMAGE, head), "teacher and student are the same network"),
         (FrozenTeacher(tiny_backbone(name="resnet14x0.5"), IMAGE, head), "resnet14x0.5, this one resnet8x0.5; use"),
-        (FrozenTeacher(tiny_backbone(), IMAGE, MLP([32, 5])), "tells 5 classes apart, these images have 3"),
+        (FrozenTeacher(tiny_backbone(), IMAGE, MLP([32, 5])), "tells 5 classes apart, and stripes has 3"),
+        (FrozenTeacher(tiny_backbone(), IMAGE, MLP([32, 3]), classes=("c", "b", "a")), "classes"),
     ):
         setup.teacher = teacher
         with pytest.raises(RecipeError, match=message):

@@ -48,3 +48,15 @@ def test_it_says_of_each_turned_image_by_how_much_and_how_sure(bench):
     sure = torch.tensor([0.0, 0.0, 3.0, 0.0]).softmax(dim=0)[2].item()
     assert list(answers.pictures()) == [f"turned by {turn}°" for turn in (0, 90, 180, 270)]
     assert all(said == [f"180° ({sure:.0%})"] * 6 for said in answers.captions.values())
+
+
+def test_the_run_keeps_its_answers_and_every_runs_stand_in_the_report(tmp_path):
+    import attar
+    from tests.methods.conftest import make_images
+
+    options = dict(method="rotation", backbone="resnet8x0.5", epochs=1, batch_size=6, device="cpu", progress=False)
+    for name in ("one", "two"):
+        attar.pretrain(make_images(), out=tmp_path / name, **options)
+        assert (tmp_path / name / "answers.png").is_file()
+    page = attar.report([tmp_path / "one", tmp_path / "two"], out=tmp_path / "report.html").read_text()
+    assert "What one said to its own task" in page and "What two said to its own task" in page

@@ -15,6 +15,7 @@ from attar.methods.base import Setup
 from attar.methods.distill.s2bnn import METHOD, RECIPES
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
+from tests.methods.conftest import tiny_backbone
 
 
 def test_the_numbers_of_the_published_code():
@@ -119,3 +120,12 @@ def test_the_state_of_the_contrastive_term_is_saved_whole(bench):
     assert resumed.train(range(2, 4)) == straight.train(range(2, 4))
     final = straight.method.state_dict()
     assert all(torch.equal(v, final[k]) for k, v in resumed.method.state_dict().items())
+
+
+def test_the_second_stage_starts_from_the_projector_of_the_first(bench):
+    first = bench("s2bnn")
+    setup = first.setup
+    setup.projector = copy.deepcopy(first.method.projector)
+    torch.nn.init.constant_(setup.projector[0].weight, 0.25)
+    second = METHOD(first.method.recipe, tiny_backbone(), setup)
+    assert torch.equal(second.projector[0].weight, setup.projector[0].weight)

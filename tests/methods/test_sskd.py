@@ -188,3 +188,10 @@ def test_three_stages_joined_by_files_and_each_resumable(tmp_path):
     assert set(load_teacher(tmp_path / "student", output="logits").backbone.state_dict()) == set(
         tiny_backbone().state_dict()
     )
+
+
+def test_a_head_of_another_task_is_refused_though_it_is_as_wide(bench):
+    setup = bench("sskd").setup
+    setup.teacher.settings = {"task": "exemplar"}
+    with pytest.raises(RecipeError, match="task=contrastive, and the teacher's head was trained for exemplar"):
+        sskd.METHOD(resolve_recipe("sskd", "small"), tiny_backbone(), setup)

@@ -164,9 +164,30 @@ def test_features_and_clusters_are_found_again_by_digest(tmp_path, monkeypatch, 
     assert again.digest == first.digest and (again.centroids == first.centroids).all()
     assert len(set(named.cluster[:12])) == len(set(named.cluster[12:])) == 1 and named.cluster[0] != named.cluster[-1]
     assert find_clusters(teacher(digest="t1"), images, SETTINGS, folder=tmp_path, device=CPU).digest != first.digest
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "kmeans", lambda rows, settings: asked.append(len(rows)) or first.centroids)
+        smaller = teacher()
+        smaller.image = replace(smaller.image, size=8)
+        find_clusters(smaller, images, SETTINGS, folder=tmp_path, device=CPU)  # the same weights at another size
+        find_clusters(teacher(), replace(images, canvas_size=8), SETTINGS, folder=tmp_path, device=CPU)
+    assert len(asked) == 2
     nowhere = tmp_path / "nowhere"
     find_clusters(teacher(digest=""), images, SETTINGS, folder=nowhere, device=CPU)
     assert not nowhere.exists(), "a network without a digest must not be found again"
+
+
+def test_settings_that_are_no_numbers_and_features_that_are_not_finite_are_refused():
+    for wrong in ({"grid": 0}, {"kmeans_iterations": 0}, {"images_per_cluster": -3}, {"normalise": "yes"}):
+        with pytest.raises(RecipeError, match=f"{next(iter(wrong))}=.* is not accepted"):
+            replace(SETTINGS, **wrong).check(24)
+    with pytest.raises(RecipeError, match="does not suit 8 images.*Lower that one"):
+        ClusterSettings(num_clusters=2).check(8)
+    features, _ = blobs([12, 12])
+    features[3, 0] = np.inf
+    projection = module.Projection(None, None, normalise=False)
+    with pytest.raises(AttarError, match="features of 1 of 24 images are not finite .first: image 3"):
+        module.nearest(features, np.arange(24), projection, np.zeros((2, features.shape[1]), np.float32))
 
 
 @pytest.mark.parametrize("name", ["resnet8x0.5", "hog"])

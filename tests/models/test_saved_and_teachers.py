@@ -182,3 +182,12 @@ def test_a_cached_teacher_trains_the_student_as_the_live_one_on_the_same_views(t
         )
         losses[name] = [row["loss"] for row in read_json_lines(tmp_path / name / "metrics.jsonl")]
     assert losses["cached"] == pytest.approx(losses["live"], rel=2e-3)
+
+
+def test_a_frozen_teacher_answers_in_full_precision_whatever_the_student_computes_in(saved):
+    teacher = FrozenTeacher(saved[1], IMAGE)
+    x, ids = torch.randn(4, 1, 16, 16), torch.arange(4)
+    exact = teacher(x, ids, IMAGE), teacher.features(x, IMAGE), teacher.stages(x, IMAGE)["stage1"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = teacher(x, ids, IMAGE), teacher.features(x, IMAGE), teacher.stages(x, IMAGE)["stage1"]
+    assert all(torch.equal(a, b) for a, b in zip(exact, under))

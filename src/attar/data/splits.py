@@ -94,7 +94,7 @@ def labelled_share(images: Images, fraction: float, seed: int = 0) -> np.ndarray
     _check_fraction("labelled_share", fraction, one=True)
     if images.labels is None:
         raise DataError(f"labelled_share: {images.name} has no labels.")
-    drawn = _hashed(images.index, seed)
+    drawn = hashed(images.index, seed)
     parts = []
     for label in np.unique(images.labels[images.labels >= 0]):
         members = np.flatnonzero(images.labels == label)
@@ -103,7 +103,7 @@ def labelled_share(images: Images, fraction: float, seed: int = 0) -> np.ndarray
     return _joined(parts)
 
 
-def _hashed(ids: np.ndarray, seed: int) -> np.ndarray:
+def hashed(ids: np.ndarray, seed: int) -> np.ndarray:
     """A uint64 for each id: the finaliser of splitmix64 (Steele et al. 2014, DOI 10.1145/2714064.2660195)."""
     start = np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start

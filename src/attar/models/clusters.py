@@ -65,11 +65,18 @@ class ClusterSettings:
 
     def check(self, num_images: int) -> None:
         """Raises RecipeError where this many images cannot be clustered so."""
-        if not 2 <= self.num_clusters <= num_images // max(self.min_cluster_size, 1):
+        for name in ("num_clusters", "grid", "kmeans_iterations", "images_per_cluster", "min_cluster_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RecipeError(f"{name}={value!r} is not accepted; give a whole number, 1 or more.")
+        if not isinstance(self.normalise, bool):
+            raise RecipeError(f"normalise={self.normalise!r} is not accepted; give true or false.")
+        most = num_images // self.min_cluster_size
+        if not 2 <= self.num_clusters <= most:
             raise RecipeError(
                 f"num_clusters={self.num_clusters} does not suit {num_images} images; it must be at least 2, and leave "
                 f"{self.min_cluster_size} images a cluster (min_cluster_size). "
-                f"Try num_clusters={max(num_images // 50, 2)}."
+                + (f"Try num_clusters={min(max(num_images // 50, 2), most)}." if most >= 2 else "Lower that one.")
             )
         if self.layer == "features" and self.grid != 1:
             raise RecipeError(f"grid={self.grid} would be ignored: features are pooled. Name a layer, or leave it out.")
@@ -135,8 +142,14 @@ def nearest(
     index.add(np.ascontiguousarray(centroids))
     block = max(BLOCK_VALUES // table.shape[1], 1)
     found = [index.search(projection(table[ids[i : i + block]]), 1) for i in range(0, len(ids), block)]
-    squares = np.concatenate([f[0][:, 0] for f in found])
-    return np.concatenate([f[1][:, 0] for f in found]), np.sqrt(np.maximum(squares, 0))
+    squares, numbers = (np.concatenate([f[part][:, 0] for f in found]) for part in (0, 1))
+    lost = ~np.isfinite(squares) | (numbers < 0)
+    if lost.any():
+        raise AttarError(
+            f"the features of {lost.sum()} of {len(ids)} images are not finite (first: image {ids[lost][0]}), so they "
+            "belong to no cluster; another layer, or a network whose training ended well, gives finite ones."
+        )
+    return numbers, np.sqrt(np.maximum(squares, 0))
 
 
 def cluster(
@@ -293,7 +306,7 @@ def features_of(
             lambda batch, _: view(batch),  # type: ignore[arg-type]
             num_views=1,
             folder=folder if folder is not None and teacher.digest else Path(passing),
-            key="central view",
+            key=f"central view of {images.canvas_size} px, {images.channels} channels",
             device=device,
             show_progress=shown,
         ).answers[0]
@@ -310,7 +323,8 @@ def find_clusters(
 ) -> Clusters:
     """Cluster images by a network's features; found again in `folder` where the same was done before."""
     settings.check(len(images))
-    text = json.dumps([teacher.digest, images.digest, asdict(settings)])
+    seen = [teacher.image.to_json(), images.canvas_size, images.channels]  # HOG's digest is its name only
+    text = json.dumps([teacher.digest, images.digest, seen, asdict(settings)])
     kept = None
     if folder is not None and teacher.digest:
         kept = folder / f"clusters-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

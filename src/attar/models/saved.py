@@ -111,7 +111,13 @@ def start_from(backbone: Backbone, folder: Path) -> str:
         CheckpointError: no finished run, damaged weights, or another network.
     """
     digest = saved_digest(folder)
-    _load_weights(folder / "backbone.safetensors", backbone, digest)
+    try:
+        _load_weights(folder / "backbone.safetensors", backbone, digest)
+    except CheckpointError as error:
+        theirs = json.loads((folder / "backbone.json").read_text())["backbone"]["name"]
+        raise CheckpointError(
+            f"{folder} holds a {theirs}, whose weights do not fit {backbone.spec.name}: {error}"
+        ) from None
     return digest
 
 

@@ -6,14 +6,15 @@ at the ids and the number of the view.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,18 @@ class Teacher(Protocol):
         ...
 
 
+def _exactly(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that takes no gradient and computes in fp32 whatever the student does: a small temperature makes much
+    of a rounding of cosines, and an answer that is kept must be what would be given live."""
+
+    @functools.wraps(answer)
+    def asked(self: FrozenTeacher, given: Tensor, *rest: Any, **named: Any) -> Any:
+        with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
+            return answer(self, given.float(), *rest, **named)
+
+    return asked
+
+
 class FrozenTeacher:
     """A trained network that answers in eval mode, in its own normalisation and image size, without gradient.
 
@@ -51,7 +64,7 @@ class FrozenTeacher:
     exported, nor switched to train mode.
 
     head: gives the answers. classes: names of the classes whose logits these are, where they are known. projector: a
-    second head of the same features, for distillers that learn from both.
+    second head of the same features, for distillers that learn from both. settings: of the recipe that trained it.
     """
 
     def __init__(
@@ -64,6 +77,7 @@ class FrozenTeacher:
         classes: Sequence[str] = (),
         digest: str = "",
         name: str = "a network given in Python",
+        settings: Mapping[str, Any] | None = None,
     ):
         self.backbone = backbone
         self.head = head
@@ -77,37 +91,38 @@ class FrozenTeacher:
         self.num_features_out = backbone.num_features if head is None else int(head.num_features_out)  # type: ignore[arg-type]
         self.digest = digest
         self.name = name
+        self.settings = dict(settings or {})
 
-    @torch.no_grad()
+    @_exactly
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
         self.network.to(images.device)
         return self.network(renormalised(images, image, self.image)).float()
 
-    @torch.no_grad()
+    @_exactly
     def stages(self, images: Tensor, image: ImageSpec) -> dict[str, Tensor]:
         """Its intermediate maps by name, (B, D', H', W') or tokens (B, N, D'), for distillers of maps."""
         self.network.to(images.device)
         return self.backbone.stages(renormalised(images, image, self.image))
 
-    @torch.no_grad()
+    @_exactly
     def features(self, images: Tensor, image: ImageSpec) -> Tensor:
         """(B, D), before any head."""
         self._move(images.device)
         return self.backbone(renormalised(images, image, self.image))
 
-    @torch.no_grad()
+    @_exactly
     def answer(self, features: Tensor) -> Tensor:
         """What it says of these features of its own, (B, E) in fp32: the head's output."""
         return (features if self.head is None else self.head(features)).float()
 
-    @torch.no_grad()
+    @_exactly
     def embedding(self, features: Tensor) -> Tensor:
         """What its projector makes of these features of its own, (B, E) in fp32."""
         if self.projector is None:
             raise CheckpointError(f"the teacher {self.name} has kept no projector.")
         return self.projector(features).float()
 
-    @torch.no_grad()
+    @_exactly
     def features_and_stages(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """Its features and its intermediate maps by name, in one pass."""
         self._move(images.device)
@@ -118,7 +133,7 @@ class FrozenTeacher:
         if self.projector is not None:
             self.projector.to(device)
 
-    @torch.no_grad()
+    @_exactly
     def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
         """Its features and what they are pooled from, in one pass; see `Backbone.features_and_map`."""
         self.network.to(images.device)
@@ -309,6 +324,7 @@ def load_teacher(
         classes=classes_of(folder) if logits else (),
         digest=hashlib.sha256(f"{state} {answered}".encode()).hexdigest(),
         name=str(folder.absolute() if folder.is_dir() else spec),
+        settings=provenance.get("settings"),
     )
 
 

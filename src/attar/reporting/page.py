@@ -114,7 +114,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         health=health_of(main),
         views=image_uri(main.path / "views.png"),
         attention=image_uri(main.path / "attention.png"),
-        answers=image_uri(main.path / "answers.png"),
+        answers=[(run.name, uri) for run in contents if (uri := image_uri(run.path / "answers.png"))],
         gallery=gallery_of(main.path / "gallery.npz"),
         clusters=clusters_of(main.path / "clusters"),
         confusion=confusion_of(main.details),

@@ -35,14 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attar.data.images import ImageSpec
+from attar.data.images import Images, ImageSpec
 from attar.errors import RecipeError
 from attar.losses import confidence_weighted_cross_entropy
 from attar.methods.base import Method, Progress, Setup, StepOutput
 from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
-from attar.models.teachers import FrozenTeacher
+from attar.models.teachers import FrozenTeacher, check_classes
 from attar.views.batches import OneView
 from attar.views.draws import Draws
 from attar.views.makers import MakeOneView
@@ -99,7 +99,7 @@ class BornAgain(Method):
         super().__init__(recipe)
         num_classes = setup.images.num_classes
         teacher = setup.require_teacher("born_again")
-        _check_generation(teacher, backbone, num_classes)
+        _check_generation(teacher, backbone, setup.images)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, num_classes])
         self.image, self.seed = setup.image, setup.seed
@@ -141,7 +141,7 @@ def with_permuted_rest(probabilities: Tensor, order: Tensor) -> Tensor:
     return probabilities.scatter(1, rest, probabilities.gather(1, rest).gather(1, order))
 
 
-def _check_generation(teacher: object, backbone: Backbone, num_classes: int) -> None:
+def _check_generation(teacher: object, backbone: Backbone, images: Images) -> None:
     """The generation before: another network of the same architecture, with the same classes."""
     if not isinstance(teacher, FrozenTeacher):
         raise RecipeError("born_again: its teacher is a run; give the folder of the generation before as --teacher.")
@@ -153,11 +153,7 @@ def _check_generation(teacher: object, backbone: Backbone, num_classes: int) -> 
             f"born_again: the generation before is {teacher.backbone.spec.name}, this one {backbone.spec.name}; "
             f"use --backbone {teacher.backbone.spec.name}, or kd for a student of another architecture."
         )
-    if teacher.num_features_out != num_classes:
-        raise RecipeError(
-            f"born_again: the teacher tells {teacher.num_features_out} classes apart, these images have {num_classes}; "
-            "train every generation on the same classes."
-        )
+    check_classes("born_again", teacher, images)
 
 
 METHOD = BornAgain

@@ -124,6 +124,8 @@ class S2BNN(Method):
         self.projector = MLP(
             [backbone.num_features, recipe.projector_hidden_dim or backbone.num_features, width], norm=None
         )
+        if isinstance(setup.projector, MLP) and setup.projector.spec == self.projector.spec:
+            self.projector.load_state_dict(setup.projector.state_dict())  # stage 2 starts from all of stage 1
         self.slow_student: MomentumTeacher | None = None
         self.queue: FeatureQueue | None = None
         if recipe.contrastive_weight:

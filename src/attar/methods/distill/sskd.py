@@ -40,6 +40,7 @@ from attar.methods.distill.labelled import SMALL, LabelledRecipe, distilled, lab
 from attar.methods.distill.self_supervision import TaskRecipe, task_head, task_scores, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
+from attar.models.teachers import FrozenTeacher
 from attar.views.batches import Transformed
 
 
@@ -75,7 +76,7 @@ class SSKD(Method):
     def __init__(self, recipe: SSKDRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         teacher = labelled_network("sskd", setup)
-        _check_head(recipe, teacher.projector, teacher.backbone.num_features)
+        _check_head(recipe, teacher)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])
         self.head = task_head(recipe.task, backbone.num_features)
@@ -124,9 +125,15 @@ def _right(scores: Tensor, teacher_scores: Tensor, targets: Tensor) -> dict[str,
     return {name: (s.argmax(dim=1) == targets).float().mean() for name, s in named.items()}
 
 
-def _check_head(recipe: SSKDRecipe, head: torch.nn.Module | None, width: int) -> None:
-    found = getattr(head, "num_features_out", None)
-    wanted = task_head(recipe.task, width).num_features_out
+def _check_head(recipe: SSKDRecipe, teacher: FrozenTeacher) -> None:
+    found = getattr(teacher.projector, "num_features_out", None)
+    wanted = task_head(recipe.task, teacher.backbone.num_features).num_features_out
+    trained_for = teacher.settings.get("task", recipe.task)
+    if found is not None and trained_for != recipe.task:
+        raise RecipeError(
+            f"sskd: task={recipe.task}, and the teacher's head was trained for {trained_for}. Use -s "
+            f"task={trained_for}, or train a head: attar distill … --method sskd_teacher -s task={recipe.task}."
+        )
     if found is None:
         raise RecipeError(
             "sskd: its teacher has no self-supervised head. Train it first: attar distill SOURCE --teacher RUN "
