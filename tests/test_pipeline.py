@@ -212,3 +212,21 @@ def test_the_three_stages_of_sskd_are_a_pipeline(tmp_path):
     assert run(write(tmp_path / "recipe.yaml", recipe)).ran == ["teacher", "teacher_ss", "student"]
     stages[2]["distill"]["label_fraction"] = 0.5
     assert run(write(tmp_path / "recipe.yaml", recipe)).ran == ["student"], "the first two are shared"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"grid": 0, "layer": "stage3"}, "stage 2: grid=0 is not accepted"),
+        ({"num_clusters": 1}, "stage 2: num_clusters=1 does not suit"),
+        ({"device": "gpu"}, "stage 2: --device 'gpu' is unknown"),
+    ],
+)
+def test_a_cluster_stage_is_checked_before_the_pretext_network_trains(tmp_path, wrong, text):
+    stages = [
+        {"name": "pretext", "pretrain": {"source": "digits", "method": "rotation", "backbone": "resnet8x0.5"}},
+        {"name": "clusters", "cluster": {"run": "pretext", "source": "digits", **wrong}},
+    ]
+    with pytest.raises(RecipeError if "gpu" not in text else AttarError, match=text):
+        run(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": stages}))
+    assert not (tmp_path / "out" / "pretext").exists()

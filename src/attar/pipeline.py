@@ -131,6 +131,8 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
             if given.get("init") in earlier:
                 given["init"] = None
             check(Request(**given))
+        elif stage.kind == "cluster":
+            stages.check_clustering(stage.arguments)
         elif stage.kind == "evaluate":
             stages.check_evaluation(
                 stage.arguments.get("protocols", ("knn",)),

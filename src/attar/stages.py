@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,6 +226,16 @@ def cluster(
     (out / "labels.json").write_text(json.dumps(numbers, indent=1))
     made.save(out)  # last: its presence means complete
     return numbers
+
+
+def check_clustering(arguments: dict[str, Any]) -> None:
+    """What the arguments of `cluster` alone show to be wrong, before there are images."""
+    from attar.models.clusters import ClusterSettings
+    from attar.train.distributed import choose_device
+
+    given = {name: value for name, value in arguments.items() if name in _OF_CLUSTERS and value is not None}
+    ClusterSettings(**{"num_clusters": 2, **given}).check(sys.maxsize)
+    choose_device(arguments.get("device", "auto"))
 
 
 _OF_CLUSTERS = (
