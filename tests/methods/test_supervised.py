@@ -75,3 +75,9 @@ def test_a_run_does_not_resume_with_other_labels(images, tmp_path):
     train(images, tmp_path / "run", resume=True)
     with pytest.raises(RunChanged, match="labels: other ones"):
         train(replace(images, labels=np.roll(images.labels, 1)), tmp_path / "run", resume=True)
+
+
+def test_the_report_says_that_labels_were_trained_on(images, tmp_path):
+    train(images, tmp_path / "run")
+    page = attar.report([tmp_path / "run"], out=tmp_path / "report.html").read_text()
+    assert "images, with labels" in page and "images, no labels" not in page

@@ -177,9 +177,9 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
         if c["value"] > chance:
             kept = (c["model_value"] - chance) / (c["value"] - chance)
             found.append((f"{100 * kept:.0f} %", "of the teacher", "what it has above chance"))
-    found.append(
-        (f"{run.recipe['data']['num_images']:,}", "images, no labels", f"{run.recipe['image']['size']} pixels")
-    )
+    data = run.recipe["data"]
+    seen = "images, with labels" if data.get("labels_digest") else "images, no labels"
+    found.append((f"{data['num_images']:,}", seen, f"{run.recipe['image']['size']} pixels"))
     if run.fit:
         found.append(
             (_duration(run.fit["seconds"]), "of training", f"{run.fit['images_per_second']:.0f} images a second")
