@@ -211,7 +211,7 @@ def _load_images(request: Request, size: int, channels: int | str, world: Any) -
 
     needs_labels = load(request.method).METHOD.needs_labels
 
-    def read(progress: bool) -> Images:
+    def read(is_main: bool) -> Images:
         return load_images(
             request.source,
             image_size=size,
@@ -219,12 +219,10 @@ def _load_images(request: Request, size: int, channels: int | str, world: Any) -
             labels=request.labels or ("auto" if needs_labels else None),
             cache=request.cache,
             workers=request.workers,
-            progress=progress,
+            progress=is_main and request.progress,
         )
 
-    images = read(request.progress) if world.is_main else None
-    world.barrier()
-    images = images if images is not None else read(False)
+    images = world.main_first(read)
     if needs_labels:
         _check_labels(request, images)
     return _with_fewer_or_wrong_labels(request, images)
@@ -347,17 +345,17 @@ def clusters_of(request: Request, plan: Plan, world: Any) -> Clusters:
     """The clusters a method is taught by, and in the cache the features of the images; process 0 computes them."""
     from attar.models.clusters import Clusters, ClusterSettings, find_clusters
 
-    def found(show_progress: bool) -> Clusters:
-        given, where = (
-            plan.teacher,
-            {"folder": cache_of(request), "device": world.device, "show_progress": show_progress},
-        )
+    def found(is_main: bool) -> Clusters:
+        given = plan.teacher
+        where = {
+            "folder": cache_of(request),
+            "device": world.device,
+            "show_progress": is_main and request.progress,
+        }
         if not isinstance(given, Clusters):
             settings = ClusterSettings.of(plan.recipe, seed=request.seed)
             return find_clusters(given, plan.images, settings, **where)  # type: ignore[arg-type]
         given.assign(plan.images, **where)  # type: ignore[arg-type]
         return given
 
-    clusters = found(request.progress) if world.is_main else None
-    world.barrier()
-    return clusters or found(False)
+    return world.main_first(found)

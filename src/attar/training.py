@@ -159,7 +159,7 @@ def _asked_once(request: Request, plan: Plan, views: Any, num_views: int, world:
     from attar.models.teachers import cache_answers
     from attar.train.loop import views_of
 
-    def answers(show_progress: bool) -> Teacher:
+    def answers(is_main: bool) -> Teacher:
         return cache_answers(
             plan.teacher,  # type: ignore[arg-type]
             plan.images,
@@ -169,12 +169,10 @@ def _asked_once(request: Request, plan: Plan, views: Any, num_views: int, world:
             folder=cache_of(request),
             key=f"{views!r} {request.seed}",
             device=world.device,
-            show_progress=show_progress,
+            show_progress=is_main and request.progress,
         )
 
-    cached = answers(request.progress) if world.is_main else None
-    world.barrier()
-    return cached if cached is not None else answers(False)
+    return world.main_first(answers)
 
 
 def _fit_into_minutes(job: Job, minutes: float) -> Job:

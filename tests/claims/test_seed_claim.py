@@ -63,7 +63,7 @@ def test_the_permuted_teacher_gives_the_answers_to_other_images():
 def test_unknown_claims_and_sizes(tmp_path):
     with pytest.raises(RecipeError, match="unknown claim 'sed'"):
         reproduce("sed")
-    with pytest.raises(RecipeError, match="accepted: cpu, gpu"):
+    with pytest.raises(RecipeError, match="Known: cpu, gpu"):
         reproduce("seed", size="huge", out=tmp_path)
     with pytest.raises(RecipeError, match="--seeds 0: it must be 1 or more"):
         reproduce("seed", seeds=0)

@@ -101,7 +101,7 @@ def test_other_images_and_layers(tmp_path, monkeypatch):
     monkeypatch.setitem(transfer.SIZES, "cpu", TINY)
     others = transfer.CLAIMS["clusters_of_others"]
     assert isinstance(others, Claim)
-    result = others(data=None, test=None, size="cpu", out=tmp_path / "o", seeds=1, device="cpu")
+    result = others(data="digits", test=None, size="cpu", out=tmp_path / "o", seeds=1, device="cpu")
     assert set(result.values) == {"untrained", "own", "other", "random_labels"}
     numbers = reproduce("number_of_clusters", out=tmp_path / "n", device="cpu")
     made = [

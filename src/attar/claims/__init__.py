@@ -93,4 +93,4 @@ def reproduce(
     claim = module.CLAIM if hasattr(module, "CLAIM") else module.CLAIMS[name]
     if not callable(claim):
         claim = partial(run_ablation, claim)
-    return claim(data=data, test=test, size=size, out=folder, seeds=seeds, device=device)
+    return claim(data=data or "digits", test=test, size=size, out=folder, seeds=seeds, device=device)

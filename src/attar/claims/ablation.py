@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
-from attar.claims.images import train_and_test
+from attar.claims.images import set_up
 from attar.claims.teachers import PermutedTeacher, untrained_twin
-from attar.errors import RecipeError, unknown_name
 from attar.evaluation.metrics import LOWER_IS_BETTER
 from attar.train.log import read_json_lines
 
@@ -64,6 +63,17 @@ class Expectation:
     what: str
     margin: float = 0.0
     metrics: tuple[str, ...] = ()
+
+
+def over(
+    better: str, *worse: str, margin: float = 0.0, metrics: tuple[str, ...] = (), where: str = ""
+) -> list[Expectation]:
+    """One arm is above each of the others; with a margin, not much below. where: added to the words."""
+    between = "is not much below" if margin else "over"
+    return [
+        Expectation((better,), (arm,), f"{better} {between} {arm}{where}".replace("_", " "), margin, metrics)
+        for arm in worse
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,16 +141,11 @@ SIZES = {
 
 
 def run_ablation(
-    claim: Ablation, *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    claim: Ablation, *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge."""
-    if size not in SIZES:
-        raise RecipeError(unknown_name("size", size, SIZES))
-    plan = SIZES[size]
-    data = data or "digits"
-    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     batch_size = min(plan.batch_size, max(len(train) // 4, 2))
-    out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
     vit = claim.network == "vit"
     backbone, stem = (plan.vit, "standard") if vit else (plan.convnet, plan.stem)
     result = ClaimResult(

@@ -6,18 +6,11 @@ sees two views an image, distillation one.
 
 from __future__ import annotations
 
-import itertools
-
-from attar.claims.ablation import Ablation, Arm, Expectation
+from attar.claims.ablation import Ablation, Arm, over
 
 TEACHER = Arm("teacher, SimCLR", "simclr")
 ALONE = Arm("student, SimCLR alone", "simclr")
 BINARY = "bnn_resnet20"
-
-
-def _over(*arms: str) -> list[Expectation]:
-    """Each arm is above the next."""
-    return [Expectation((a,), (b,), f"{a} over {b}".replace("_", " ")) for a, b in itertools.pairwise(arms)]
 
 
 def _compress(what: str, temperature: float = 0.04, queue_length: int = 2048) -> Arm:
@@ -39,7 +32,7 @@ CLAIMS = {
                 "random": Arm("student, CompRess from a random teacher", "compress", teacher="random"),
                 "permuted": Arm("student, CompRess with permuted targets", "compress", teacher="permuted"),
             },
-            expectations=[*_over("compress", "alone"), *_over("alone", "random"), *_over("alone", "permuted")],
+            expectations=[*over("compress", "alone"), *over("alone", "random", "permuted")],
         ),
         Ablation(
             name="compress_temperature",
@@ -52,7 +45,7 @@ CLAIMS = {
                 "hot": _compress("temperature 1, 2048 anchors", temperature=1.0),
                 "short": _compress("temperature 0.04, 64 anchors", queue_length=64),
             },
-            expectations=[*_over("cold", "warm", "hot"), *_over("cold", "short")],
+            expectations=[*over("cold", "warm"), *over("warm", "hot"), *over("cold", "short")],
         ),
         Ablation(
             name="seed_self",
@@ -73,7 +66,7 @@ CLAIMS = {
                     teacher="teacher",
                 ),
             },
-            expectations=_over("soft", "cold"),
+            expectations=over("soft", "cold"),
         ),
         Ablation(
             name="s2bnn",
@@ -97,7 +90,7 @@ CLAIMS = {
                     teacher="teacher",
                 ),
             },
-            expectations=_over("distillation", "both", "contrastive"),
+            expectations=[*over("distillation", "both"), *over("both", "contrastive")],
         ),
         Ablation(
             name="foundation",
@@ -109,7 +102,7 @@ CLAIMS = {
                 "regression": Arm("regression", "regression", teacher="teacher"),
                 "alone": ALONE,
             },
-            expectations=[*_over("foundation", "alone"), *_over("foundation", "regression")],
+            expectations=over("foundation", "alone", "regression"),
         ),
     )
 }

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from attar.errors import RecipeError
+from attar.errors import RecipeError, unknown_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from attar.data.images import Images
+
+SizeT = TypeVar("SizeT")
+
+
+def set_up(
+    claim: str, sizes: Mapping[str, SizeT], size: str, *, data: str, test: str | None, out: Path | None
+) -> tuple[SizeT, Images, Images, Path]:
+    """The numbers of a claim's size, its images to train on and to measure on, and the folder of its runs."""
+    if size not in sizes:
+        raise RecipeError(unknown_name("size", size, sizes))
+    plan: Any = sizes[size]
+    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    return plan, train, held_out, out or Path(f"runs/claims/{claim}-{size}-{train.digest[:8]}")
 
 
 def train_and_test(

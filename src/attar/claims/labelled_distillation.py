@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attar import stages
-from attar.claims.ablation import Expectation, judge
+from attar.claims.ablation import Expectation, judge, over
 from attar.claims.base import ClaimResult
-from attar.claims.images import train_and_test
-from attar.errors import RecipeError, unknown_name
+from attar.claims.images import set_up
 
 if TYPE_CHECKING:
     from attar.data.images import Images
@@ -111,14 +110,10 @@ SIZES = {
 
 
 def run_claim(
-    claim: Claim, *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    claim: Claim, *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge."""
-    if size not in SIZES:
-        raise RecipeError(unknown_name("size", size, SIZES))
-    plan, data = SIZES[size], data or "digits"
-    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
-    out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
+    plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     experiment = _Experiment(plan, train, held_out, out, device)
     shown = ("teacher", "student", "other", "image_size", "epochs", "head_epochs")
     result = ClaimResult(
@@ -209,10 +204,6 @@ class _Experiment:
                 result.values.setdefault(arm, {}).setdefault(named[row["metric"]], []).append(row["value"])
 
 
-def _over(better: str, *worse: str) -> list[Expectation]:
-    return [Expectation((better,), (arm,), f"{better} over {arm}".replace("_", " ")) for arm in worse]
-
-
 ALONE = Arm("labels alone", "supervised")
 KD = Arm("KD", "kd")
 FULL = Arm("SSKD", "sskd")
@@ -241,7 +232,7 @@ CLAIMS = {
                 "smoothed": Arm("labels alone, smoothed by 0.1", "supervised", {"label_smoothing": 0.1}),
                 "kd": KD,
             },
-            expectations=_over("kd", "alone", "smoothed"),
+            expectations=over("kd", "alone", "smoothed"),
         ),
         Claim(
             name="crd",
@@ -255,7 +246,7 @@ CLAIMS = {
                 "attention": Arm("attention transfer", "attention_transfer"),
                 "relational": Arm("relational KD", "relational_kd"),
             },
-            expectations=[*_over("crd", "kd"), *_over("kd", "fitnet", "attention", "relational")],
+            expectations=[*over("crd", "kd"), *over("kd", "fitnet", "attention", "relational")],
             ranked=True,
         ),
         Claim(
@@ -269,7 +260,7 @@ CLAIMS = {
                 "rotated": Arm("SSKD without self-supervision", "sskd", {"self_supervision_weight": 0.0}),
                 "sskd": FULL,
             },
-            expectations=_over("sskd", "kd", "rotated", "kd_longer"),
+            expectations=over("sskd", "kd", "rotated", "kd_longer"),
         ),
         Claim(
             name="sskd_tasks",
@@ -281,7 +272,7 @@ CLAIMS = {
                 "jigsaw": Arm("jigsaw", "sskd", {"task": "jigsaw", **LOGITS}),
                 "rotation": Arm("rotation", "sskd", {"task": "rotation", **LOGITS}),
             },
-            expectations=_over("contrastive", "exemplar", "jigsaw", "rotation"),
+            expectations=over("contrastive", "exemplar", "jigsaw", "rotation"),
             ranked=True,
         ),
         Claim(
@@ -289,7 +280,7 @@ CLAIMS = {
             statement="SSKD should pass on most of its teacher's errors in self-supervision, but not all.",
             source=f"{SSKD}, section 4.1",
             arms={f"keep_{round(100 * share)}": _keeping(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
-            expectations=_over("keep_75", "keep_0", "keep_100"),
+            expectations=over("keep_75", "keep_0", "keep_100"),
             ranked=True,
         ),
         Claim(
@@ -303,7 +294,7 @@ CLAIMS = {
                 "sskd_quarter": _with(FULL, "25 % of the images", label_fraction=0.25),
             },
             expectations=[
-                *_over("sskd_quarter", "kd_quarter"),
+                *over("sskd_quarter", "kd_quarter"),
                 Expectation(("sskd_quarter", "kd"), ("kd_quarter", "sskd"), "the gain with few minus that with all"),
             ],
         ),
@@ -330,7 +321,7 @@ CLAIMS = {
                 "sskd_other": replace(FULL, what="SSKD, student of another family", network="other"),
             },
             expectations=[
-                *_over("sskd_other", "kd_other"),
+                *over("sskd_other", "kd_other"),
                 Expectation(("sskd_other", "kd"), ("kd_other", "sskd"), "the gain across families minus that within"),
             ],
         ),

@@ -22,9 +22,8 @@ from typing import Any
 from attar import stages
 from attar.claims.ablation import METRICS, measure
 from attar.claims.base import ClaimResult, compare, few_seeds
-from attar.claims.images import train_and_test
+from attar.claims.images import set_up
 from attar.claims.teachers import PermutedTeacher, untrained_twin
-from attar.errors import RecipeError
 
 SOURCE = "Fang et al. 2021, arXiv:2101.04731, table 1"
 STATEMENT = "SEED's student beats the same student pretrained alone."
@@ -82,18 +81,13 @@ SIZES = {
 
 
 def run_claim(
-    *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge. See the module's docstring."""
-    if size not in SIZES:
-        raise RecipeError(f"--size {size!r} is unknown; accepted: {', '.join(SIZES)}.")
     from attar.models.teachers import load_teacher
 
-    plan = SIZES[size]
+    plan, train, held_out, out = set_up("seed", SIZES, size, data=data, test=test, out=out)
     num_seeds = seeds or plan.seeds
-    data = data or "digits"
-    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
-    out = out or Path(f"runs/claims/seed-{size}-{train.digest[:8]}")
     result = ClaimResult(
         name="seed",
         statement=STATEMENT,
@@ -130,16 +124,8 @@ def run_claim(
         for arm, taught_by in teachers.items():
             stages.distill(train, teacher=taught_by, out=folder / arm, **common).or_stop()
         for arm in ("alone", "seed", "random", "permuted"):
-            measure(
-                result,
-                arm,
-                folder / arm,
-                train,
-                held_out,
-                device,
-                seed=seed,
-                untrained="untrained" if arm == "alone" else "",
-            )
+            untrained = "untrained" if arm == "alone" else ""
+            measure(result, arm, folder / arm, train, held_out, device, seed=seed, untrained=untrained)
         result.verdict = judge(result, digits=data == "digits")
         result.save(out)
     return result

@@ -7,7 +7,7 @@ schedule: a cosine, SGD with Nesterov momentum at 0.1 for a batch of 128, weight
 
 from __future__ import annotations
 
-from attar.claims.ablation import Ablation, Arm, Expectation
+from attar.claims.ablation import Ablation, Arm, over
 
 SAME = {"schedule": "cosine", "weight_decay": 5e-4, "nesterov": True}
 CLASSIFIER = ("classifier",)
@@ -15,11 +15,6 @@ ACCURACY, CALIBRATION = ("classifier",), ("ece",)
 PLAIN = Arm("plain training", "supervised", SAME)
 SMOOTHED = Arm("label smoothing 0.1", "supervised", {**SAME, "label_smoothing": 0.1})
 _ADAMW = {"optimiser": "adamw", "base_lr": 1e-3, "lr_scaling": "none", "weight_decay": 1e-6, "warmup_fraction": 0.02}
-
-
-def _over(whole: str, *others: str, metrics: tuple[str, ...] = ()) -> list[Expectation]:
-    on = " in calibration error" if metrics == CALIBRATION else ""
-    return [Expectation((whole,), (o,), f"{whole} over {o.replace('_', ' ')}{on}", metrics=metrics) for o in others]
 
 
 CLAIMS = {
@@ -41,7 +36,7 @@ CLAIMS = {
                 "mutual": Arm("and KL both ways", "ddgsd", {**SAME, "discrepancy_weight": 0.0}),
                 "ddgsd": Arm("and the discrepancy: DDGSD", "ddgsd", SAME),
             },
-            expectations=[*_over("ddgsd", "plain", "smoothed", "two_views", "mutual")],
+            expectations=over("ddgsd", "plain", "smoothed", "two_views", "mutual"),
             protocols=CLASSIFIER,
         ),
         Ablation(
@@ -56,7 +51,7 @@ CLAIMS = {
                 "without_hint": Arm("and KL from the deepest", "byot", {**SAME, "hint_weight": 0.0}),
                 "byot": Arm("and the hint: BYOT", "byot", SAME),
             },
-            expectations=[*_over("byot", "plain", "smoothed", "deep_supervision", "without_hint")],
+            expectations=over("byot", "plain", "smoothed", "deep_supervision", "without_hint"),
             protocols=CLASSIFIER,
         ),
         Ablation(
@@ -66,8 +61,8 @@ CLAIMS = {
             source="Kim et al. 2021, arXiv:2006.12000, table 1",
             arms={"plain": PLAIN, "smoothed": SMOOTHED, "pskd": Arm("PS-KD", "pskd", SAME)},
             expectations=[
-                *_over("pskd", "plain", "smoothed", metrics=ACCURACY),
-                *_over("pskd", "plain", "smoothed", metrics=CALIBRATION),
+                *over("pskd", "plain", "smoothed", metrics=ACCURACY),
+                *over("pskd", "plain", "smoothed", metrics=CALIBRATION, where=" in calibration error"),
             ],
             protocols=CLASSIFIER,
         ),
@@ -100,9 +95,9 @@ CLAIMS = {
                 "snapshot": Arm("three snapshot cycles, three times as long", "snapshot", SAME, epochs=3),
             },
             expectations=[
-                *_over("second", "plain", "smoothed", "cwtm", "dkpp"),
-                *_over("third", "long", "long_smoothed"),
-                *_over("snapshot", "long"),
+                *over("second", "plain", "smoothed", "cwtm", "dkpp"),
+                *over("third", "long", "long_smoothed"),
+                *over("snapshot", "long"),
             ],
             protocols=CLASSIFIER,
         ),
@@ -135,7 +130,7 @@ CLAIMS = {
                     epochs=4,
                 ),
             },
-            expectations=[*_over("dogo", "independent", "shared_views", "alone")],
+            expectations=over("dogo", "independent", "shared_views", "alone"),
         ),
     )
 }

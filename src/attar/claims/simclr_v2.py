@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
-from attar.claims.images import train_and_test
+from attar.claims.images import set_up
 from attar.data.splits import labelled_share
-from attar.errors import RecipeError, unknown_name
 
 if TYPE_CHECKING:
     from attar.data.images import Images
@@ -98,15 +97,10 @@ SIZES = {
 
 
 def run_claim(
-    *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge. See the module's docstring."""
-    if size not in SIZES:
-        raise RecipeError(unknown_name("size", size, SIZES))
-    plan = SIZES[size]
-    data = data or "digits"
-    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
-    out = out or Path(f"runs/claims/simclr_v2-{size}-{train.digest[:8]}")
+    plan, train, held_out, out = set_up("simclr_v2", SIZES, size, data=data, test=test, out=out)
     share = labelled_share(train, plan.label_fraction)
     result = ClaimResult(
         name="simclr_v2",

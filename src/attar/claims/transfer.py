@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attar import stages
-from attar.claims.ablation import Ablation, Expectation, judge, measure
+from attar.claims.ablation import Ablation, Expectation, judge, measure, over
 from attar.claims.ablation import Arm as Method
 from attar.claims.base import ClaimResult
-from attar.claims.images import train_and_test
-from attar.claims.seed import untrained_twin
-from attar.errors import RecipeError, unknown_name
+from attar.claims.images import set_up
+from attar.claims.teachers import untrained_twin
 from attar.models.clusters import Clusters, Named
 
 if TYPE_CHECKING:
@@ -206,15 +205,13 @@ class Shuffled(Clusters):
 
 
 def run_transfer(
-    claim: Claim, *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    claim: Claim, *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """Run what is missing of the experiment in `out`, then judge."""
-    plan, data = _size(size), data or "digits"
-    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
+    plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     other = train
     if claim.halves:
         (train, other), (held_out, _) = _halves(train), _halves(held_out)
-    out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
     result = _result(claim, plan, data, train, held_out, seeds)
     result.arms = {"untrained": "small network, untrained", **{key: arm.what for key, arm in claim.arms.items()}}
     beside = next(key for key, arm in claim.arms.items() if arm.taught or arm.network == "small")
@@ -222,21 +219,18 @@ def run_transfer(
         experiment = _Experiment(plan, train, other, out / f"seed{seed}", seed, device)
         for key, arm in claim.arms.items():
             run = experiment.taught(key, arm) if arm.taught else Path(experiment.pretext(arm))
-            measure(
-                result, key, run, train, held_out, device, seed=seed, untrained="untrained" if key == beside else ""
-            )
+            untrained = "untrained" if key == beside else ""
+            measure(result, key, run, train, held_out, device, seed=seed, untrained=untrained)
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result
 
 
 def run_layers(
-    claim: Layers, *, data: str | None, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    claim: Layers, *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
 ) -> ClaimResult:
     """The pretext network beside its untrained twin, layer by layer."""
-    plan, data = _size(size), data or "digits"
-    train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
-    out = out or Path(f"runs/claims/{claim.name}-{size}-{train.digest[:8]}")
+    plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     result = _result(claim, plan, data, train, held_out, seeds)
     for seed in range(result.conditions["seeds"]):
         run = _Experiment(plan, train, train, out / f"seed{seed}", seed, device).pretext(claim.pretext)
@@ -260,12 +254,6 @@ def run_layers(
     return result
 
 
-def _size(name: str) -> Size:
-    if name not in SIZES:
-        raise RecipeError(unknown_name("size", name, SIZES))
-    return SIZES[name]
-
-
 def _result(
     claim: Claim | Layers, plan: Size, data: str, train: Images, held_out: Images, seeds: int | None
 ) -> ClaimResult:
@@ -284,12 +272,6 @@ def _halves(images: Images) -> tuple[Images, Images]:
     assert images.labels is not None
     odd = images.labels % 2 == 1
     return images.subset(~odd), images.subset(odd)
-
-
-def _over(better: str, *worse: str, margin: float = 0.0) -> list[Expectation]:
-    said = "is not much below" if margin else "over"
-    words = lambda name: name.replace("_", " ")  # noqa: E731
-    return [Expectation((better,), (arm,), f"{words(better)} {said} {words(arm)}", margin) for arm in worse]
 
 
 LITTLE = 0.03  # what a claim of "little" may cost, top-1
@@ -317,7 +299,7 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
                 "random_network": Arm("taught by clusters of the deep network, untrained", "untrained"),
                 "random_labels": Arm("taught by the same clusters, dealt out at random", shuffled=True),
             },
-            expectations=_over("transfer", "alone", "random_network", "random_labels"),
+            expectations=over("transfer", "alone", "random_network", "random_labels"),
         ),
         Claim(
             name="jigsaw_plus_plus",
@@ -336,7 +318,7 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
                     "small network, Jigsaw++ itself", "jigsaw", "small_plus_plus", network="small", taught=False
                 ),
             },
-            expectations=[*_over("plus_plus", "jigsaw"), *_over("alone", "equal", margin=LITTLE)],
+            expectations=[*over("plus_plus", "jigsaw"), *over("alone", "equal", margin=LITTLE)],
         ),
         Claim(
             name="number_of_clusters",
@@ -348,9 +330,9 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
                 "many": Arm("a cluster for 15 images", images_a_cluster=15),
             },
             expectations=[
-                *_over("few", "usual", "many", margin=LITTLE),
-                *_over("usual", "few", "many", margin=LITTLE),
-                *_over("many", "few", "usual", margin=LITTLE),
+                *over("few", "usual", "many", margin=LITTLE),
+                *over("usual", "few", "many", margin=LITTLE),
+                *over("many", "few", "usual", margin=LITTLE),
             ],
         ),
         Claim(
@@ -362,7 +344,7 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
                 "other": Arm("clusters of images of other classes", images="other"),
                 "random_labels": Arm("the former, dealt out at random", images="other", shuffled=True),
             },
-            expectations=[*_over("other", "own", margin=LITTLE), *_over("other", "random_labels")],
+            expectations=[*over("other", "own", margin=LITTLE), *over("other", "random_labels")],
             halves=True,
         ),
         Layers(
@@ -370,7 +352,7 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
             statement="The last layer of a pretext network is not the one that transfers best.",
             source="Gidaris et al. 2018, arXiv:1803.07728, table 1; Kolesnikov et al. 2019, arXiv:1901.09005, find it "
             "for VGG, and not for residual networks; both from memory",
-            expectations=[*_over("stage2", "stage3"), *_over("stage2", "untrained stage2")],
+            expectations=[*over("stage2", "stage3"), *over("stage2", "untrained stage2")],
         ),
         Ablation(
             name="pretext_tasks",

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from attar.claims.ablation import Ablation, Arm, Expectation
+from attar.claims.ablation import Ablation, Arm, Expectation, over
 
 ARMS = "attar.claims.arms"
 # For a small ViT, a small batch and few passes; the paper's 1.5e-4 and heads of 4096 are for ViT-B and batch 4096.
 MOCO_V3_VIT = {"base_lr": 1e-3, "lr_scaling": "none", "projector_hidden_dim": 512, "predictor_hidden_dim": 512}
-
-
-def _needed(whole: str, *without: str) -> list[Expectation]:
-    return [Expectation((whole,), (arm,), f"{whole} over {arm.replace('_', ' ')}") for arm in without]
 
 
 CLAIMS = {
@@ -25,7 +21,7 @@ CLAIMS = {
                 "without_stop_gradient": Arm("without stop-gradient", f"{ARMS}.simsiam_without_stop_gradient"),
                 "without_predictor": Arm("without predictor", f"{ARMS}.simsiam_without_predictor"),
             },
-            expectations=_needed("simsiam", "without_stop_gradient", "without_predictor"),
+            expectations=over("simsiam", "without_stop_gradient", "without_predictor"),
         ),
         Ablation(
             name="byol_collapse",
@@ -36,7 +32,7 @@ CLAIMS = {
                 "without_predictor": Arm("without predictor", f"{ARMS}.byol_without_predictor"),
                 "without_batch_norm": Arm("without batch norm in the heads", f"{ARMS}.byol_without_batch_norm"),
             },
-            expectations=_needed("byol", "without_predictor", "without_batch_norm"),
+            expectations=over("byol", "without_predictor", "without_batch_norm"),
         ),
         Ablation(
             name="moco_queue",
@@ -46,7 +42,7 @@ CLAIMS = {
                 "queue": Arm("queue of 2048 keys", "moco", {"queue_length": 2048}),
                 "last_batch": Arm("queue of one batch", "moco", {"queue_length": "batch_size"}),
             },
-            expectations=_needed("queue", "last_batch"),
+            expectations=over("queue", "last_batch"),
         ),
         Ablation(
             name="simclr_parts",
@@ -57,7 +53,7 @@ CLAIMS = {
                 "without_head": Arm("without projection head", f"{ARMS}.simclr_without_head"),
                 "without_colour": Arm("without colour jitter", "simclr", {"colour_strength": 0.0}),
             },
-            expectations=_needed("simclr", "without_head", "without_colour"),
+            expectations=over("simclr", "without_head", "without_colour"),
         ),
         Ablation(
             name="swav_multi_crop",
@@ -67,7 +63,7 @@ CLAIMS = {
                 "multi_crop": Arm("2 views of 32 px and 4 of 16 px", "swav", {"num_local_views": 4}),
                 "two_views": Arm("2 views of 32 px", "swav", {"num_local_views": 0}),
             },
-            expectations=_needed("multi_crop", "two_views"),
+            expectations=over("multi_crop", "two_views"),
         ),
         Ablation(
             name="byol_views",
@@ -94,7 +90,7 @@ CLAIMS = {
                     "without sharpening", "dino", {"teacher_temperature": 0.1, "teacher_temperature_start": 0.1}
                 ),
             },
-            expectations=_needed("dino", "without_centring", "without_sharpening"),
+            expectations=over("dino", "without_centring", "without_sharpening"),
         ),
         Ablation(
             name="moco_v3_patches",
@@ -121,7 +117,7 @@ CLAIMS = {
                 "softmax": Arm("non-parametric softmax over all images", "inst_disc"),
                 "nce": Arm("NCE with 512 negatives", "inst_disc", {"objective": "nce", "num_negatives": 512}),
             },
-            expectations=_needed("softmax", "nce"),
+            expectations=over("softmax", "nce"),
         ),
     )
 }

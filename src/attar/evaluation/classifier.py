@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from attar.errors import RecipeError
-from attar.evaluation.features import evaluation_mode
 from attar.evaluation.subject import Outcome, Protocol, Subject
+from attar.models.backbones import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import nn
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import RecipeError, unknown_name
-from attar.evaluation.features import evaluation_mode, match_channels, read_ahead
+from attar.evaluation.features import match_channels, read_ahead
 from attar.evaluation.subject import Subject
-from attar.models.backbones import build_backbone
+from attar.models.backbones import build_backbone, evaluation_mode
 from attar.models.lab import SeesLab
 from attar.views.augmentation import CentreView
 

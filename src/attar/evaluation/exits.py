@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attar.errors import RecipeError
 from attar.evaluation.classifier import OwnClassifier
-from attar.evaluation.features import evaluation_mode
 from attar.evaluation.subject import Outcome, Protocol, Subject
+from attar.models.backbones import evaluation_mode
 
 REPEATS = 15  # of measuring the latency
 

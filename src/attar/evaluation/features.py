@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from attar.data.images import CanvasBatch, Images, ImageSpec
 from attar.errors import AttarError, DataError
+from attar.models.backbones import evaluation_mode
 from attar.views.augmentation import CentreView
 
 logger = logging.getLogger("attar")
@@ -103,18 +103,6 @@ def match_channels(batch: CanvasBatch, image_spec: ImageSpec) -> CanvasBatch:
         f"the images have {channels} channels, the network takes {image_spec.channels}. "
         f"Load them with channels={image_spec.channels}."
     )
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """eval() inside; afterwards every submodule is in the mode it had."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def read_ahead(images: Images, cuts: Sequence[np.ndarray]) -> Iterator[CanvasBatch]:

@@ -9,7 +9,8 @@ for colour, and lightness_NAME is one for lightness alone (lab.py); exit1_NAME i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,6 +41,18 @@ class BackboneSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> BackboneSpec:
         return cls(**values)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """eval() inside; afterwards every submodule is in the mode it had."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 class Backbone(nn.Module):
@@ -73,12 +86,12 @@ class Backbone(nn.Module):
 
     def stages_of_blank(self) -> dict[str, Tensor]:
         """What `stages` gives for two blank images, in eval mode: names and shapes."""
-        spec, training = self.spec, self.training
+        with evaluation_mode(self), torch.no_grad():
+            return self.stages(self._blank(self.spec.image_size))
+
+    def _blank(self, side: int) -> Tensor:
         device = next((p.device for p in self.parameters()), None)
-        with torch.no_grad():
-            maps = self.eval().stages(torch.zeros(2, spec.channels, spec.image_size, spec.image_size, device=device))
-        self.train(training)
-        return maps
+        return torch.zeros(2, self.spec.channels, side, side, device=device)
 
     def require_size(self, side: int, *, setting: str) -> None:
         """For methods that show it pieces of images: does it take squares of this many pixels?
@@ -86,17 +99,14 @@ class Backbone(nn.Module):
         Raises:
             BackboneError: if not, naming the setting that makes them larger.
         """
-        training = self.training
         try:
-            with torch.no_grad():
-                self.eval()(torch.zeros(2, self.spec.channels, side, side))
+            with evaluation_mode(self), torch.no_grad():
+                self(self._blank(side))
         except Exception as error:  # any shape mismatch inside the network
             raise BackboneError(
                 f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use a larger {setting}, a larger "
                 f"--image-size, or a net for small images such as resnet20. ({type(error).__name__}: {error})"
             ) from error
-        finally:
-            self.train(training)
 
     def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and what they are pooled from, in one pass: (B, D', H', W'), or tokens (B, N, D').
@@ -134,12 +144,8 @@ class Backbone(nn.Module):
         Raises:
             BackboneError: for a network that pools no map.
         """
-        modes = {module: module.training for module in self.modules()}
-        device = next(self.parameters(), torch.empty(0)).device
-        size = self.spec.image_size
-        _, feature_map = self.eval().features_and_map(torch.zeros(1, self.spec.channels, size, size, device=device))
-        for module, mode in modes.items():
-            module.training = mode
+        with evaluation_mode(self):
+            _, feature_map = self.features_and_map(self._blank(self.spec.image_size))
         return tuple(feature_map.shape[1:])
 
     def checkpoint_activations(self) -> None:
@@ -398,11 +404,9 @@ def _small_stem(network: Any, spec: BackboneSpec) -> None:
 
 def _probe(network: nn.Module, spec: BackboneSpec) -> Tensor:
     """One forward pass of two blank images: do the shapes fit, and how wide are the features?"""
-    training = network.training
     try:
-        with torch.no_grad():
-            features = network.eval()(torch.zeros(2, spec.channels, spec.image_size, spec.image_size))
-            network.train(training)
+        with evaluation_mode(network), torch.no_grad():
+            features = network(torch.zeros(2, spec.channels, spec.image_size, spec.image_size))
             if features.ndim != 2 or features.shape[1] < 1:
                 raise BackboneError(f"{spec.name} gives {tuple(features.shape)} instead of features (B, D).")
     except BackboneError:

@@ -208,13 +208,21 @@ class Clusters:
         self.centroids, self.numbers = centroids, numbers
         self.image, self.name = teacher.image, teacher.name
         self.num_clusters = self.num_features_out = len(centroids)
+        self._named: tuple[Any, Named] | None = None
         text = json.dumps([teacher.digest, asdict(settings)])
         self.digest = hashlib.sha256(text.encode() + centroids.tobytes()).hexdigest()
 
     def assign(self, images: Images, *, folder: Path | None, device: torch.device, show_progress: bool = True) -> Named:
-        """The cluster of each image, whether or not it was among those that were clustered."""
-        with features_of(self.teacher, self.settings, images, folder=folder, device=device, shown=show_progress) as f:
-            return Named(*nearest(f, images.index, self.projection, self.centroids), self.num_clusters)
+        """The cluster of each image, whether or not it was among those that were clustered; the last answer is kept,
+        since a training asks for the same one several times."""
+        asked = (images.digest, images.canvas_size, images.channels)
+        if self._named is None or self._named[0] != asked:
+            with features_of(
+                self.teacher, self.settings, images, folder=folder, device=device, shown=show_progress
+            ) as table:
+                found = nearest(table, images.index, self.projection, self.centroids)
+            self._named = asked, Named(*found, self.num_clusters)
+        return self._named[1]
 
     def save(self, folder: Path) -> None:
         """Write the folder; backbone.json comes last."""

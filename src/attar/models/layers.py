@@ -62,18 +62,13 @@ class LayerFeatures(nn.Module):
     ):
         super().__init__()
         self.backbone, self.side, self.values = backbone, side, values
-        spec, training = backbone.spec, backbone.training
-        blank = torch.zeros(2, spec.channels, spec.image_size, spec.image_size)
-        device = next((p.device for p in backbone.parameters()), blank.device)
-        with torch.no_grad():
-            maps = backbone.eval().stages(blank.to(device))
-        backbone.train(training)
+        maps = backbone.stages_of_blank()
         if not maps:
-            raise BackboneError(f"{spec.name} shows no maps, so there are no layers to look at.")
+            raise BackboneError(f"{backbone.spec.name} shows no maps, so there are no layers to look at.")
         self.layers = list(maps if layers is None else layers)
         for layer in self.layers:
             if layer not in maps:
-                raise BackboneError(f"{spec.name}: " + unknown_name("layer", layer, maps))
+                raise BackboneError(f"{backbone.spec.name}: " + unknown_name("layer", layer, maps))
         self.widths = [self._pooled(maps[layer]).shape[1] for layer in self.layers]
         self.num_features = sum(self.widths)
 

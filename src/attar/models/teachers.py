@@ -95,20 +95,17 @@ class FrozenTeacher:
 
     @_exactly
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
-        self.network.to(images.device)
-        return self.network(renormalised(images, image, self.image)).float()
+        return self.network(self._seen(images, image)).float()
 
     @_exactly
     def stages(self, images: Tensor, image: ImageSpec) -> dict[str, Tensor]:
         """Its intermediate maps by name, (B, D', H', W') or tokens (B, N, D'), for distillers of maps."""
-        self.network.to(images.device)
-        return self.backbone.stages(renormalised(images, image, self.image))
+        return self.backbone.stages(self._seen(images, image))
 
     @_exactly
     def features(self, images: Tensor, image: ImageSpec) -> Tensor:
         """(B, D), before any head."""
-        self._move(images.device)
-        return self.backbone(renormalised(images, image, self.image))
+        return self.backbone(self._seen(images, image))
 
     @_exactly
     def answer(self, features: Tensor) -> Tensor:
@@ -125,19 +122,19 @@ class FrozenTeacher:
     @_exactly
     def features_and_stages(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """Its features and its intermediate maps by name, in one pass."""
-        self._move(images.device)
-        return self.backbone.features_and_stages(renormalised(images, image, self.image))
-
-    def _move(self, device: torch.device) -> None:
-        self.network.to(device)
-        if self.projector is not None:
-            self.projector.to(device)
+        return self.backbone.features_and_stages(self._seen(images, image))
 
     @_exactly
     def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
         """Its features and what they are pooled from, in one pass; see `Backbone.features_and_map`."""
+        return self.backbone.features_and_map(self._seen(images, image))
+
+    def _seen(self, images: Tensor, image: ImageSpec) -> Tensor:
+        """The images as it was trained to see them; it moves to where they are."""
         self.network.to(images.device)
-        return self.backbone.features_and_map(renormalised(images, image, self.image))
+        if self.projector is not None:
+            self.projector.to(images.device)
+        return renormalised(images, image, self.image)
 
 
 class JointTeacher:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from attar.data.images import CanvasBatch, Images, ImageSpec
+from attar.models.backbones import evaluation_mode
 from attar.views.augmentation import CentreView
 from attar.views.boxes import central_boxes
 from attar.views.resample import crop_and_resize
@@ -33,14 +34,13 @@ def collect_gallery(
     n is `num` or all images; labels are -1 where unknown. The network is asked in eval mode and left as it was.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:num])
-    view, training = CentreView(image), backbone.training
-    backbone.eval()
+    view = CentreView(image)
     features, thumbnails = [], []
-    for part in np.array_split(chosen, max(-(-len(chosen) // 128), 1)):
-        batch = images.batch(part).to(device)
-        features.append(backbone(view(batch)).float().cpu().numpy())
-        thumbnails.append(thumbnails_of(batch))
-    backbone.train(training)
+    with evaluation_mode(backbone):
+        for part in np.array_split(chosen, max(-(-len(chosen) // 128), 1)):
+            batch = images.batch(part).to(device)
+            features.append(backbone(view(batch)).float().cpu().numpy())
+            thumbnails.append(thumbnails_of(batch))
     values = np.concatenate(features)
     arrays: dict[str, Any] = {
         "features": values.astype(np.float16),

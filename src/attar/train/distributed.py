@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from attar.errors import AttarError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class World:
         total = value.clone()
         dist.all_reduce(total)
         return total / self.world_size
+
+    def main_first(self, make: Callable[[bool], T]) -> T:
+        """make(True) on the main process; then, on the others, make(False), which finds what the first one left."""
+        made = make(True) if self.is_main else None
+        self.barrier()
+        return make(False) if made is None else made
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from attar.data.images import CanvasBatch, Images, ImageSpec
 from attar.errors import RecipeError, TrainingError
 from attar.methods.base import Method, Progress
+from attar.models.backbones import evaluation_mode
 from attar.models.batch_norm import synchronise_batch_norm
 from attar.train.batches import BatchPlan, prefetched
 from attar.train.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
@@ -351,12 +352,9 @@ def _labelled_knn(job: Job) -> float | None:
         return None
     chosen = np.sort(np.random.default_rng(job.options.seed).permutation(labelled)[: job.options.knn_images])
     view = CentreView(job.image)
-    modes = {module: module.training for module in job.method.backbone.modules()}
-    job.method.backbone.eval()
-    features = [
-        job.method.backbone(view(job.images.batch(part).to(job.world.device)))
-        for part in np.array_split(chosen, max(len(chosen) // 256, 1))
-    ]
-    for module, mode in modes.items():
-        module.training = mode
+    with evaluation_mode(job.method.backbone):
+        features = [
+            job.method.backbone(view(job.images.batch(part).to(job.world.device)))
+            for part in np.array_split(chosen, max(len(chosen) // 256, 1))
+        ]
     return online_knn(torch.cat(features), torch.from_numpy(job.images.labels[chosen]).to(job.world.device))

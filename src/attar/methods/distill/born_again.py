@@ -35,17 +35,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attar.data.images import Images, ImageSpec
+from attar.data.images import Images
 from attar.errors import RecipeError
 from attar.losses import confidence_weighted_cross_entropy
 from attar.methods.base import Method, Progress, Setup, StepOutput
-from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
+from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.teachers import FrozenTeacher, check_classes
 from attar.views.batches import OneView
 from attar.views.draws import Draws
-from attar.views.makers import MakeOneView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +80,6 @@ RECIPES = {
     ),
     "small": replace(PAPER, weight_decay=5e-4),  # the decay of all others here, so that arms can be compared
 }
-
-
-def views(recipe: BornAgainRecipe, image: ImageSpec) -> MakeOneView:
-    return labelled_view(image, crop=recipe.crop, crop_scale=recipe.crop_scale)
 
 
 class BornAgain(Method):
@@ -157,3 +152,4 @@ def _check_generation(teacher: object, backbone: Backbone, images: Images) -> No
 
 
 METHOD = BornAgain
+__all__ = ["METHOD", "RECIPES", "views"]

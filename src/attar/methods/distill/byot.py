@@ -39,15 +39,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attar.data.images import ImageSpec
 from attar.losses import feature_hint, kl_divergence
 from attar.methods.base import Method, Progress, Setup, StepOutput, Trained
-from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
+from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone, cut_at_exit
 from attar.models.early_exit import Branch, exits_of
 from attar.models.heads import MLP
 from attar.views.batches import OneView
-from attar.views.makers import MakeOneView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +83,6 @@ RECIPES = {
     ),
     "small": PAPER,
 }
-
-
-def views(recipe: BYOTRecipe, image: ImageSpec) -> MakeOneView:
-    return labelled_view(image, crop=recipe.crop, crop_scale=recipe.crop_scale)
 
 
 class BYOT(Method):
@@ -143,3 +137,4 @@ class BYOT(Method):
 
 
 METHOD = BYOT
+__all__ = ["METHOD", "RECIPES", "views"]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from attar.methods.base import Method, Progress, Setup, StepOutput
 from attar.methods.distill.labelled import PHOTO, SMALL, LabelledRecipe, distilled, labelled_network, views
-from attar.methods.distill.stages import chosen, shapes
+from attar.methods.distill.stages import chosen
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.batches import OneView
@@ -67,7 +67,7 @@ class FitNet(Method):
         teacher = labelled_network("fitnet", setup)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])
-        mine, theirs = shapes(backbone), shapes(teacher.backbone)
+        mine, theirs = backbone.stages_of_blank(), teacher.backbone.stages_of_blank()
         self.stages = chosen("fitnet", mine, recipe.student_stage), chosen("fitnet", theirs, recipe.teacher_stage)
         width, teacher_width = mine[self.stages[0]].shape[1], theirs[self.stages[1]].shape[1]
         self.regressor = nn.Sequential(

@@ -177,11 +177,8 @@ def following(images: Tensor) -> Tensor:
 @torch.no_grad()
 def _map_width(backbone: Backbone) -> int:
     """Channels of the map; a network without one is told so by `features_and_map`."""
-    spec, training = backbone.spec, backbone.training
-    blank = torch.zeros(2, spec.channels, spec.image_size, spec.image_size)
-    width = patch_map(backbone, backbone.eval().features_and_map(blank)[1]).shape[1]
-    backbone.train(training)
-    return width
+    shape = backbone.map_shape()
+    return patch_map(backbone, torch.empty(1, *shape)).shape[1]
 
 
 METHOD = Foundation

@@ -36,14 +36,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attar.data.images import ImageSpec
 from attar.losses import gather_rows
 from attar.methods.base import Method, Progress, Setup, StepOutput
-from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
+from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.batches import OneView
-from attar.views.makers import MakeOneView
 
 logger = logging.getLogger("attar")
 
@@ -82,10 +80,6 @@ RECIPES = {
     ),
     "small": PAPER,
 }
-
-
-def views(recipe: PSKDRecipe, image: ImageSpec) -> MakeOneView:
-    return labelled_view(image, crop=recipe.crop, crop_scale=recipe.crop_scale)
 
 
 class PSKD(Method):
@@ -136,3 +130,4 @@ class PSKD(Method):
 
 
 METHOD = PSKD
+__all__ = ["METHOD", "RECIPES", "views"]

@@ -33,15 +33,13 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import nn
 
-from attar.data.images import ImageSpec
 from attar.losses import soft_cross_entropy
 from attar.methods.base import Method, Progress, Setup, StepOutput
-from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
+from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.momentum import FrozenCopy
 from attar.views.batches import OneView
-from attar.views.makers import MakeOneView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +68,6 @@ RECIPES = {
     ),
     "small": replace(PAPER, num_cycles=3, weight_decay=5e-4),  # longer cycles, and the decay of all others here
 }
-
-
-def views(recipe: SnapshotRecipe, image: ImageSpec) -> MakeOneView:
-    return labelled_view(image, crop=recipe.crop, crop_scale=recipe.crop_scale)
 
 
 class Snapshot(Method):
@@ -123,3 +117,4 @@ class Snapshot(Method):
 
 
 METHOD = Snapshot
+__all__ = ["METHOD", "RECIPES", "views"]

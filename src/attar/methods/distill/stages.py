@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from attar.errors import BackboneError, unknown_name
-from attar.models.backbones import Backbone
-
-
-def shapes(backbone: Backbone) -> dict[str, Tensor]:
-    """A stage's name -> its map of one blank image; the network's mode and statistics stay what they are."""
-    spec, training = backbone.spec, backbone.training
-    device = next(backbone.parameters()).device
-    with torch.no_grad():
-        maps = backbone.eval().stages(torch.zeros(1, spec.channels, spec.image_size, spec.image_size, device=device))
-    backbone.train(training)
-    return maps
 
 
 def paired(method: str, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[tuple[str, str]]:
