@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from attar.errors import AttarError, RecipeError
-from attar.pipeline import run
+from attar.pipeline import read_pipeline, run
 
 TRAINING = {
     "source": "digits",
@@ -68,7 +68,7 @@ def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
             },
             {"name": "student", "distill": student},
             {"evaluate": {**STAGES[2]["evaluate"], "controls": ["random_init"]}},
-            {"report": {"runs": ["student", "pretext"], "out": "report.html"}},
+            {"report": {"runs": ["student", "pretext", "clusters"], "out": "report.html"}},
         ],
     }
     file = write(tmp_path / "recipe.yaml", recipe)
@@ -78,13 +78,18 @@ def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
     settings = yaml.safe_load((out / "student" / "recipe.yaml").read_text())["settings"]
     assert (settings["num_clusters"], settings["layer"]) == (20, "stage3"), "the recipe says what was done"
     assert (out / "student" / "clusters" / "clusters.json").is_file()
-    assert "What is in the clusters" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "What is in the clusters of student" in page and "What is in the clusters of clusters" in page
     recipe["stages"][1]["cluster"]["num_clusters"] = 10
     assert run(write(file, recipe)).ran == ["clusters", "student", "evaluate", "report"]
     assert (out / "clusters.replaced-1" / "clusters.json").is_file()
     recipe["stages"][2]["distill"] = {**student, "settings": {"num_clusters": 30}}
-    with pytest.raises(RecipeError, match="num_clusters would be ignored"):
-        run(write(file, recipe))
+    with pytest.raises(RecipeError, match="stage 3: num_clusters would be ignored: the clusters of clusters"):
+        read_pipeline(write(file, recipe))
+    recipe["stages"][2]["distill"] = student
+    recipe["stages"][1]["cluster"]["layer"] = "stage9"
+    with pytest.raises(RecipeError, match="stage 2: resnet14x0.5: unknown layer 'stage9'"):
+        read_pipeline(write(file, recipe))
 
 
 @pytest.mark.parametrize(

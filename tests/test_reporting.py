@@ -180,3 +180,12 @@ def test_who_is_not_beaten():
     points = [Point(n, v, v, v, c, c, None) for n, v, c in (("a", 0.5, 1), ("b", 0.4, 2), ("c", 0.5, 1), ("d", 0.9, 3))]
     found = [p.name for p, _ in not_beaten([(p, p.parameters) for p in points])]
     assert found == ["a", "d"]
+
+
+def test_clusters_alone_make_a_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    stages.cluster("pixels", "digits", out=tmp_path / "clusters", num_clusters=12, image_size=8, progress=False)
+    text = write_report([tmp_path / "clusters"], tmp_path / "r.html").read_text()
+    Page(text)
+    assert text.count("<figure>") == 12 and "12 clusters by the features of pixels" in text
+    assert "How to load it" not in text and "None" not in text

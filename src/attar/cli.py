@@ -286,7 +286,7 @@ def cluster(
         print(
             f"{numbers['num_clusters']} clusters of {numbers['asked_for']} asked for ({numbers['empty']} empty, "
             f"{numbers['dissolved']} dissolved); sizes {numbers['smallest']} to {numbers['largest']}, median "
-            f"{numbers['median']:g}: {out}"
+            f"{numbers['median']:g}: {out}\nTo see what is in them: attar report {out}"
         )
 
 
@@ -429,11 +429,11 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. teacher and student.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. teacher and student; clusters too.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
     json_output: Json = False,
 ) -> None:
-    """One self-contained HTML page about one or several runs."""
+    """One self-contained HTML page about one or several runs, and about clusters."""
     from attar import stages
 
     path = stages.report(runs, out=out)

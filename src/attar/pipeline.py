@@ -23,6 +23,7 @@ import inspect
 import itertools
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def read_pipeline(path: Path) -> tuple[Path, list[Stage]]:
     for number, entry in enumerate(content["stages"], 1):
         where = f"{path}, stage {number}"
         stage = _read_stage(where, entry)
-        earlier = [s.name for s in plan if s.name]
+        earlier = {s.name: s for s in plan if s.name}
         if stage.name in earlier:
             raise RecipeError(f"{where}: an earlier stage is named {stage.name!r} too; each needs its own folder.")
         _check_stage(where, stage, earlier, out)
@@ -104,11 +105,12 @@ def read_pipeline(path: Path) -> tuple[Path, list[Stage]]:
     return out, plan
 
 
-def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> None:
+def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Path) -> None:
     """What would fail when its turn comes, hours later: names of runs, methods, networks, protocols, settings."""
     from attar import stages
     from attar.errors import AttarError
     from attar.models.backbones import check_name
+    from attar.planning import check_not_about_clusters
     from attar.request import Request, check
 
     for name in _references(stage):
@@ -130,9 +132,13 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
                 given["teacher"] = [stage if one in earlier else one for one in several]
             if given.get("init") in earlier:
                 given["init"] = None
-            check(Request(**given))
+            check(request := Request(**given))
+            taught_by = earlier.get(taught_by) if isinstance(taught_by, str) else None
+            if taught_by and taught_by.kind == "cluster":
+                check_not_about_clusters(request, str(taught_by.name))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
+            _check_layer(stage.arguments, earlier)
         elif stage.kind == "evaluate":
             stages.check_evaluation(
                 stage.arguments.get("protocols", ("knn",)),
@@ -141,6 +147,23 @@ def _check_stage(where: str, stage: Stage, earlier: list[str], out: Path) -> Non
             )
     except AttarError as error:
         raise type(error)(f"{where}: {error}") from None
+
+
+def _check_layer(arguments: dict[str, Any], earlier: Mapping[str, Stage]) -> None:
+    """Has the network that an earlier stage will train a layer of this name?"""
+    from attar.models.backbones import build_backbone
+
+    trained, layer = earlier.get(arguments["run"]), arguments.get("layer") or "features"
+    if layer == "features" or trained is None or trained.kind not in TRAININGS:
+        return
+    bound = inspect.signature(_function(trained.kind)).bind(**trained.arguments, out=".")
+    bound.apply_defaults()
+    given = bound.arguments
+    layers = build_backbone(
+        given["backbone"], image_size=given["image_size"] or 64, stem=given["stem"]
+    ).stages_of_blank()
+    if layer not in layers:
+        raise RecipeError(f"{given['backbone']}: " + unknown_name("layer", layer, layers))
 
 
 _NUMBERS = {

@@ -334,11 +334,18 @@ def cache_of(request: Request) -> Path:
 
 def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recipe:
     """The recipe with the settings of clusters that are made already; the person's own would be ignored."""
+    check_not_about_clusters(request, str(request.teacher))
     settings = asdict(clusters.settings)
-    for name in request.overrides:
-        if name in settings:
-            raise RecipeError(f"{name} would be ignored: the clusters of {request.teacher} are made. Leave it out.")
     return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
+
+
+def check_not_about_clusters(request: Request, clusters: str) -> None:
+    """Raises RecipeError for settings that clusters which are made already would ignore."""
+    from attar.models.clusters import ClusterSettings
+
+    for name in request.overrides:
+        if name in ClusterSettings.__dataclass_fields__:
+            raise RecipeError(f"{name} would be ignored: the clusters of {clusters} are made. Leave it out.")
 
 
 def clusters_of(request: Request, plan: Plan, world: Any) -> Clusters:

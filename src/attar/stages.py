@@ -563,7 +563,7 @@ def export(
 
 
 def report(runs: Sequence[str | Path], *, out: str | Path = "report.html") -> Path:
-    """Write one self-contained HTML page about runs (the first is its subject); returns the page's path."""
+    """Write one self-contained HTML page about runs (the first is its subject) and clusters; returns its path."""
     from attar.reporting.page import write_report
 
     return write_report([Path(run) for run in runs], check_writable(out))

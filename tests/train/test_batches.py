@@ -41,3 +41,10 @@ def test_batches_that_do_not_fit_are_refused_with_what_would():
         BatchPlan(num_images=40, batch_size=64, epochs=1, seed=0)
     with pytest.raises(RecipeError, match="use a multiple of 4"):
         BatchPlan(num_images=40, batch_size=10, epochs=1, seed=0, world_size=2, accumulate=2)
+
+
+def test_a_pass_of_one_image_is_refused():
+    with pytest.raises(RecipeError, match="batch_size=4 with accumulate=4 shows one image at a time"):
+        BatchPlan(num_images=40, batch_size=4, epochs=1, seed=0, accumulate=4)
+    with pytest.raises(RecipeError, match="one image at a time"):
+        BatchPlan(num_images=40, batch_size=1, epochs=1, seed=0)

@@ -361,7 +361,10 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
             arms={
                 name: Method(name.replace("_", " "), name, own_twin=twin != "untrained") for name, twin in TWINS.items()
             },
-            expectations=[Expectation((name,), (twin,), name.replace("_", " ")) for name, twin in TWINS.items()],
+            expectations=[
+                Expectation((name,), (twin,), name.replace("_", " "), metrics=("linear",))
+                for name, twin in TWINS.items()
+            ],
             ranked=True,
         ),
     )

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+import attar
 from attar.errors import RunError
+from attar.models.clusters import is_clusters
 from attar.reporting.plots import Dot, Line, dot_plot, line_plot, smoothed
 from attar.reporting.tradeoff import trade_off
 from attar.train.log import read_json_lines
@@ -85,45 +87,58 @@ class RunContent:
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """One self-contained page about these runs; the first one is the page's subject.
+    """One self-contained page about these runs; the first one is the page's subject. Folders of clusters are shown too.
 
     Raises:
-        RunError: no run was given, or a folder is none.
+        RunError: nothing was given, or a folder is neither a run nor clusters.
     """
     import jinja2
 
     if not runs:
-        raise RunError("report: give at least one run folder.")
-    contents = [RunContent.read(Path(run)) for run in runs]
+        raise RunError("report: give at least one run folder, or clusters that attar cluster made.")
+    folders = [Path(run) for run in runs]
+    contents = [RunContent.read(folder) for folder in folders if not is_clusters(folder)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    main = contents[0]
     page = environment.get_template("template.html").render(
-        title=f"{main.name}: {main.recipe['method']}, {main.recipe['backbone']['name']}",
-        runs=contents,
-        main=main,
-        verdict=verdict_of(main),
-        figures=key_figures(main),
-        controls=control_plots(main),
-        low_labels=low_label_plot(main),
-        layers=layers_plot(main),
-        exits=exits_plot(main),
-        trade_off=trade_off_of(contents),
-        curves=curve_plots(contents),
-        health=health_of(main),
-        views=image_uri(main.path / "views.png"),
-        attention=image_uri(main.path / "attention.png"),
-        answers=[(run.name, uri) for run in contents if (uri := image_uri(run.path / "answers.png"))],
-        gallery=gallery_of(main.path / "gallery.npz"),
-        clusters=clusters_of(main.path / "clusters"),
-        confusion=confusion_of(main.details),
-        lineage=[lineage_of(run) for run in contents],
-        loading=loading_of(main),
+        **(_about(contents) if contents else {"title": "Clusters", "main": None, "runs": []}),
+        clusters=[
+            (folder.name, found)
+            for folder in folders
+            if (found := clusters_of(folder if is_clusters(folder) else folder / "clusters"))
+        ],
+        version=attar.__version__,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page)
     return out
+
+
+def _about(contents: list[RunContent]) -> dict[str, Any]:
+    """What the page says of runs; the first is its subject."""
+    main = contents[0]
+    return {
+        "title": f"{main.name}: {main.recipe['method']}, {main.recipe['backbone']['name']}",
+        "runs": contents,
+        "main": main,
+        "verdict": verdict_of(main),
+        "figures": key_figures(main),
+        "controls": control_plots(main),
+        "low_labels": low_label_plot(main),
+        "layers": layers_plot(main),
+        "exits": exits_plot(main),
+        "trade_off": trade_off_of(contents),
+        "curves": curve_plots(contents),
+        "health": health_of(main),
+        "views": image_uri(main.path / "views.png"),
+        "attention": image_uri(main.path / "attention.png"),
+        "answers": [(run.name, uri) for run in contents if (uri := image_uri(run.path / "answers.png"))],
+        "gallery": gallery_of(main.path / "gallery.npz"),
+        "confusion": confusion_of(main.details),
+        "lineage": [lineage_of(run) for run in contents],
+        "loading": loading_of(main),
+    }
 
 
 def verdict_of(run: RunContent) -> dict[str, Any] | None:

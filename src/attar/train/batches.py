@@ -26,7 +26,7 @@ class BatchPlan:
     joining the processes' pieces gives the part back.
 
     Raises:
-        RecipeError: if the batch is larger than the data or cannot be cut evenly.
+        RecipeError: if the batch is larger than the data, cannot be cut evenly, or is of one image.
     """
 
     num_images: int
@@ -46,6 +46,11 @@ class BatchPlan:
                 f"Use --batch-size {2 ** max(self.num_images.bit_length() - 2, 1)} or less."
             )
         pieces = self.world_size * self.accumulate
+        if self.batch_size < 2 * self.accumulate:
+            raise RecipeError(
+                f"batch_size={self.batch_size} with accumulate={self.accumulate} shows one image at a time, "
+                "and batch norm and most losses compare several; use 2 or more images for each pass."
+            )
         if self.batch_size % pieces:
             raise RecipeError(
                 f"batch_size={self.batch_size} cannot be cut evenly for {self.world_size} processes and "
