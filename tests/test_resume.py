@@ -30,11 +30,19 @@ COMMON = [
 METHODS = {
     "moco": ["-s", "queue_length=512"],  # queue and momentum teacher
     "dino": ["-s", "num_prototypes=64"],  # centre, momentum teacher, schedules
+    "pskd": [],  # a table of the last epoch's predictions
+    "snapshot": ["-s", "num_cycles=2"],  # the network of the last cycle
+    "crd": ["-s", "num_negatives=64"],  # two memory banks
+    "seed": ["-s", "queue_length=512"],  # a queue of the teacher's answers
 }
+TAUGHT = ("crd", "seed")
 
 
 def command(method: str, out: Path) -> list[str]:
-    start = [sys.executable, "-m", "attar", "pretrain", "digits", "--method", method, "--out", str(out)]
+    kind = (
+        ["distill", "digits", "--teacher", str(out.parent / "teacher")] if method in TAUGHT else ["pretrain", "digits"]
+    )
+    start = [sys.executable, "-m", "attar", *kind, "--method", method, "--out", str(out)]
     return [*start, *COMMON, *METHODS[method], "--checkpoint-steps", "3"]
 
 
@@ -51,8 +59,21 @@ def start_and_wait(arguments: list[str], out: Path, steps: int) -> subprocess.Po
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "moments"), [("moco", (2, 17)), ("dino", (8,))])
+@pytest.mark.parametrize(
+    ("method", "moments"),
+    [
+        ("moco", (2, 17)),
+        ("dino", (8,)),
+        ("pskd", (17,)),
+        ("snapshot", (17,)),
+        ("crd", (17,)),
+        ("seed", (17,)),
+    ],
+)
 def test_kill_and_resume_give_the_uninterrupted_losses(tmp_path, method, moments):
+    if method in TAUGHT:
+        teacher = dict(method="supervised", backbone="resnet8x0.5", image_size=8, batch_size=128)
+        stages.pretrain("digits", out=tmp_path / "teacher", epochs=1, progress=False, **teacher)
     subprocess.run(command(method, tmp_path / "whole"), check=True, capture_output=True)
     expected = losses(tmp_path / "whole")
     assert len(expected) == 2 * (1797 // 128)

@@ -294,7 +294,10 @@ def cluster(
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run folder, a timm name, hog or pixels.")],
     labelled: Annotated[str, typer.Argument(help="Labelled images: a folder of class folders, a table, …")],
-    test: Annotated[str | None, typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED.")] = None,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED, or all where nothing is fitted."),
+    ] = None,
     protocol: Annotated[
         list[str] | None,
         typer.Option(

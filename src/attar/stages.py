@@ -284,7 +284,8 @@ def evaluate(
     Args:
         run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
-            20 % of `labelled`, fixed by the seed.
+            20 % of `labelled`, fixed by the seed; all of it for protocols that learn nothing (classifier, exits,
+            retrieval).
         protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map), classifier
             (the run's own, with its calibration and its agreement with the teacher), exits (the run's early exits:
             accuracy against work, at each exit and for thresholds), retrieval (recall@k); settings after a colon, e.g.

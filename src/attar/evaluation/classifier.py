@@ -25,6 +25,7 @@ class OwnClassifier(Protocol):
 
     name = "classifier"
     bare = "temperature"
+    fits = False
 
     def metrics(self, usual: Sequence[str]) -> list[str]:
         return [*usual, "nll", "ece"]
