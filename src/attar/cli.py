@@ -472,9 +472,12 @@ def reproduce(
     test: Annotated[
         str | None, typer.Option("--test", help="Labelled images to measure on; default: 20 % of --data.")
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu.")] = "cpu",
+    size: Annotated[str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu; some have photo.")] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; default: one for each claim, size and data.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A network in the place of the one that a claim trains to teach.")
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; default: the claim's.")] = None,
     device: Device = "auto",
@@ -483,7 +486,7 @@ def reproduce(
     """The smallest honest experiment for a paper's central claim, with control arms and a verdict."""
     from attar.claims import reproduce as run_claim
 
-    result = run_claim(name, data=data, test=test, size=size, out=out, seeds=seeds, device=device)
+    result = run_claim(name, data=data, test=test, size=size, out=out, seeds=seeds, device=device, teacher=teacher)
     if json_output:
         _print_json(result.to_json())
     else:

@@ -19,6 +19,7 @@ TINY = labelled_distillation.Size(
     teacher="resnet8x0.5",
     student="resnet8x0.25",
     other="wrn_16_1",
+    teacher_epochs=1,
     epochs=1,
     head_epochs=1,
     batch_size=16,

@@ -73,14 +73,17 @@ def reproduce(
     out: str | Path | None = None,
     seeds: int | None = None,
     device: str = "auto",
+    teacher: str | None = None,
 ) -> ClaimResult:
     """Run a claim's arms and controls, and say whether it holds at this size.
 
     Args:
         name: a claim of CLAIMS. data, test: labelled images (labels only measure); default: scikit-learn's digits.
-        size: "cpu" (minutes on two cores) or "gpu". seeds: number of seeds; default: the claim's own.
+        size: "cpu" (minutes on two cores), "gpu", or "photo" where a claim has it. seeds: their number; default: the
+            claim's own.
         out: folder of the runs; trainings that are done there are not done again. Default: one for each claim, size
             and data.
+        teacher: a network (a run folder, a timm name) in the place of the one a claim of distillation trains.
     """
     if name not in CLAIMS:
         raise RecipeError(unknown_name("claim", name, CLAIMS))
@@ -90,7 +93,10 @@ def reproduce(
         raise RecipeError(f"--seeds {seeds}: it must be 1 or more.")
     folder = None if out is None else Path(out)
     module = import_module(CLAIMS[name])
+    asked = {} if teacher is None else {"teacher": teacher}
     claim = module.CLAIM if hasattr(module, "CLAIM") else module.CLAIMS[name]
     if not callable(claim):
         claim = partial(run_ablation, claim)
-    return claim(data=data or "digits", test=test, size=size, out=folder, seeds=seeds, device=device)
+    elif teacher is not None:
+        raise RecipeError(f"--teacher would be ignored: {name} trains its own. Leave it out.")
+    return claim(data=data or "digits", test=test, size=size, out=folder, seeds=seeds, device=device, **asked)

@@ -19,6 +19,7 @@ from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import set_up
 from attar.claims.teachers import PermutedTeacher, untrained_twin
+from attar.errors import RecipeError
 from attar.evaluation.metrics import LOWER_IS_BETTER
 from attar.train.log import read_json_lines
 
@@ -125,6 +126,18 @@ SIZES = {
         batch_size=128,
         seeds=3,
     ),
+    "photo": Size(  # of 64 px; for --teacher, a student that is a tenth of EfficientNet-Lite0
+        images=2_000,
+        test_images=1_000,
+        image_size=64,
+        convnet="lcnet_035",
+        stem="standard",
+        vit="vit_micro_p8",
+        teacher="resnet18",
+        epochs=20,
+        batch_size=64,
+        seeds=3,
+    ),
     "gpu": Size(
         images=50_000,
         test_images=10_000,
@@ -141,9 +154,19 @@ SIZES = {
 
 
 def run_ablation(
-    claim: Ablation, *, data: str, test: str | None, size: str, out: Path | None, seeds: int | None, device: str
+    claim: Ablation,
+    *,
+    data: str,
+    test: str | None,
+    size: str,
+    out: Path | None,
+    seeds: int | None,
+    device: str,
+    teacher: str | None = None,
 ) -> ClaimResult:
-    """Run what is missing of the experiment in `out`, then judge."""
+    """Run what is missing of the experiment in `out`, then judge. teacher: instead of the one the claim trains."""
+    if teacher is not None and claim.teacher is None:
+        raise RecipeError(f"--teacher would be ignored: no arm of {claim.name} is taught by a network. Leave it out.")
     plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     batch_size = min(plan.batch_size, max(len(train) // 4, 2))
     vit = claim.network == "vit"
@@ -152,7 +175,11 @@ def run_ablation(
         name=claim.name,
         statement=f"{claim.statement} ({claim.source})",
         data=f"{data}: {len(train)} images to train on, {len(held_out)} to measure",
-        conditions={"backbone": backbone, "image_size": plan.image_size, "epochs": plan.epochs},
+        conditions={
+            "backbone": ", ".join(dict.fromkeys(arm.backbone or backbone for arm in claim.arms.values())),
+            "image_size": plan.image_size,
+            "epochs": plan.epochs,
+        },
         arms={key: arm.what for key, arm in claim.arms.items()},
     )
     probed = "knn" in claim.protocols
@@ -170,9 +197,11 @@ def run_ablation(
         "resume": True,
     }
     if claim.teacher is not None:
-        taught_by = out / "teacher"
-        result.arms["teacher"] = f"{claim.teacher.what} ({plan.teacher}), for reference"
-        _train(claim.teacher, train, out=taught_by, backbone=plan.teacher, stem=plan.stem, seed=0, **common)
+        taught_by: str | Path = teacher or out / "teacher"
+        common["taught_by"] = taught_by
+        result.arms["teacher"] = f"teacher, {teacher or f'{claim.teacher.what} ({plan.teacher})'}, for reference"
+        if teacher is None:
+            _train(claim.teacher, train, out=out / "teacher", backbone=plan.teacher, stem=plan.stem, seed=0, **common)
         measure(result, "teacher", taught_by, train, held_out, device, seed=0, protocols=claim.protocols)
     for seed in range(num_seeds):
         for key, arm in claim.arms.items():
@@ -190,20 +219,24 @@ def run_ablation(
     return result
 
 
-def _train(arm: Arm, train: Images, *, out: Path, plan: Size, **options: Any) -> None:
+def _train(
+    arm: Arm, train: Images, *, out: Path, plan: Size, taught_by: str | Path | None = None, **options: Any
+) -> None:
     options |= {"method": arm.method, "recipe": arm.recipe, "epochs": max(round(arm.epochs * plan.epochs), 1)}
     of_size = {"batch_size": options["batch_size"], "teacher": plan.teacher, "stem": plan.stem}
     options["settings"] = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
     if not arm.teacher:
         stages.pretrain(train, out=out, **options).or_stop()
         return
-    teacher: Any = out.parent.parent / "teacher"
+    teacher: Any = taught_by
     if arm.teacher == "random":
         teacher = untrained_twin(teacher, out.parent.parent / "random-teacher", train)
     elif arm.teacher == "permuted":
+        from attar.methods.base import resolve_recipe
         from attar.models.teachers import load_teacher
 
-        teacher = PermutedTeacher(load_teacher(teacher))
+        recipe = resolve_recipe(arm.method, arm.recipe, options["settings"])
+        teacher = PermutedTeacher(load_teacher(teacher, output=recipe.teacher_output))  # type: ignore[attr-defined]
     elif arm.teacher != "teacher":
         teacher = out.parent / arm.teacher
     stages.distill(train, teacher=teacher, out=out, **options).or_stop()
@@ -212,7 +245,7 @@ def _train(arm: Arm, train: Images, *, out: Path, plan: Size, **options: Any) ->
 def measure(
     result: ClaimResult,
     arm: str,
-    run: Path,
+    run: str | Path,
     train: Images,
     held_out: Images,
     device: str,
@@ -239,7 +272,8 @@ def measure(
             values = result.values.setdefault(arm_of[row["subject"]], {})
             name = row["protocol"] if row["metric"] == "top1" else row["metric"]
             values.setdefault(name, []).append(row["value"])
-    health = read_json_lines(run / "health.jsonl")
+    result.add_compute(arm, Path(run))
+    health = read_json_lines(Path(run) / "health.jsonl")
     if health:
         result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
 

@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attar.train.run import write_atomically
+from attar.train.run import RunFolder, write_atomically
 
 
 @dataclass
 class ClaimResult:
-    """values[arm][metric] is a list, one value a seed; an arm that is trained once has one."""
+    """values[arm][metric] is a list, one value a seed; an arm that is trained once has one.
+
+    compute[arm]: what its training took, likewise: images (thousands that were passed over, however many views of each
+    the method makes) and seconds (of this machine, with what else it did).
+    """
 
     name: str
     statement: str
@@ -21,19 +25,36 @@ class ClaimResult:
     conditions: dict[str, Any]
     arms: dict[str, str]  # arm -> what it is
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    compute: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     verdict: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def table(self) -> str:
-        """A Markdown table: mean ± standard deviation over seeds."""
+        """A Markdown table: mean ± standard deviation over seeds, and the mean compute."""
         metrics = sorted({m for row in self.values.values() for m in row})
-        lines = ["| arm | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+        costs = {"images": "1,000 images seen", "seconds": "seconds"} if self.compute else {}
+        heads = [*metrics, *costs.values()]
+        lines = ["| arm | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
         for arm, what in self.arms.items():
             cells = [spread(self.values.get(arm, {}).get(metric, [])) for metric in metrics]
+            for cost in costs:
+                took = self.compute.get(arm, {}).get(cost, [])
+                cells.append(f"{statistics.mean(took):,.0f}" if took else "–")
             lines.append(f"| {what} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
+
+    def add_compute(self, arm: str, run: Path) -> None:
+        """Note what the training of this run took."""
+        run_folder = RunFolder(run)
+        took = run_folder.read_json("fit.json")
+        if took is None or not took["images_per_second"]:
+            return
+        images = took["total_steps"] * run_folder.read_recipe()["settings"]["batch_size"]
+        costs = self.compute.setdefault(arm, {"images": [], "seconds": []})
+        costs["images"].append(images / 1000)
+        costs["seconds"].append(images / took["images_per_second"])
 
     def text(self) -> str:
         conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())

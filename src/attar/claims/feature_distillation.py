@@ -6,6 +6,8 @@ sees two views an image, distillation one.
 
 from __future__ import annotations
 
+from typing import Any
+
 from attar.claims.ablation import Ablation, Arm, over
 
 TEACHER = Arm("teacher, SimCLR", "simclr")
@@ -16,6 +18,12 @@ BINARY = "bnn_resnet20"
 def _compress(what: str, temperature: float = 0.04, queue_length: int = 2048) -> Arm:
     settings = {"temperature": temperature, "queue_length": queue_length}
     return Arm(what, "compress", settings, teacher="teacher")
+
+
+def _seed(what: str, student: float, teacher: float, **settings: Any) -> Arm:
+    settings = {"queue_length": 2048, "include_self": False, **settings}
+    settings |= {"student_temperature": student, "teacher_temperature": teacher}
+    return Arm(what, "seed", settings, teacher="teacher")
 
 
 CLAIMS = {
@@ -32,7 +40,7 @@ CLAIMS = {
                 "random": Arm("student, CompRess from a random teacher", "compress", teacher="random"),
                 "permuted": Arm("student, CompRess with permuted targets", "compress", teacher="permuted"),
             },
-            expectations=[*over("compress", "alone"), *over("alone", "random", "permuted")],
+            expectations=[*over("compress", "alone"), *over("alone", "random", "permuted", margin=0.03)],
         ),
         Ablation(
             name="compress_temperature",
@@ -40,33 +48,28 @@ CLAIMS = {
             source="Koohpayegani et al. 2020, arXiv:2010.14713, section 4, ablation",
             teacher=TEACHER,
             arms={
-                "cold": _compress("temperature 0.04, 2048 anchors"),
-                "warm": _compress("temperature 0.1, 2048 anchors", temperature=0.1),
-                "hot": _compress("temperature 1, 2048 anchors", temperature=1.0),
-                "short": _compress("temperature 0.04, 64 anchors", queue_length=64),
+                f"{name}{kind}": _compress(f"temperature {temperature:g}, {length} anchors", temperature, length)
+                for name, temperature in (("cold", 0.04), ("warm", 0.1), ("hot", 1.0))
+                for kind, length in (("", 2048), ("_short", 64))
             },
-            expectations=[*over("cold", "warm"), *over("warm", "hot"), *over("cold", "short")],
+            expectations=[*over("cold", "warm", "cold_short"), *over("warm", "hot")],
+            ranked=True,
         ),
         Ablation(
             name="seed_self",
-            statement="SEED teaches more by soft targets over neighbours than by its code's cold ones.",
-            source="Fang et al. 2021, arXiv:2101.04731, with the temperatures of its code; the claim is ours",
+            statement="SEED teaches more by soft targets over neighbours than by its paper's and its code's cold ones.",
+            source="Fang et al. 2021, arXiv:2101.04731, with its temperatures and its code's; the claim is ours",
             teacher=TEACHER,
             arms={
-                "soft": Arm("own key out, 0.04", "seed", {"queue_length": 2048}, teacher="teacher"),
-                "cold": Arm(
-                    "own key in, 0.2 and 1e-4",
-                    "seed",
-                    {
-                        "queue_length": 2048,
-                        "include_self": True,
-                        "student_temperature": 0.2,
-                        "teacher_temperature": 1e-4,
-                    },
-                    teacher="teacher",
-                ),
+                "soft": _seed("own key out, 0.04", 0.04, 0.04),
+                "soft_short": _seed("own key out, 0.04, 64 anchors", 0.04, 0.04, queue_length=64),
+                "softer": _seed("own key out, 0.1", 0.1, 0.1),
+                "paper": _seed("own key in, 0.2 and 0.01 (paper)", 0.2, 0.01, include_self=True),
+                "paper_short": _seed("the same, 64 anchors", 0.2, 0.01, include_self=True, queue_length=64),
+                "cold": _seed("own key in, 0.2 and 1e-4 (code)", 0.2, 1e-4, include_self=True),
             },
-            expectations=over("soft", "cold"),
+            expectations=over("soft", "paper", "cold"),
+            ranked=True,
         ),
         Ablation(
             name="s2bnn",
@@ -89,20 +92,30 @@ CLAIMS = {
                     backbone=BINARY,
                     teacher="teacher",
                 ),
+                "random": Arm("distillation from a random teacher", "s2bnn", backbone=BINARY, teacher="random"),
+                "permuted": Arm("distillation of permuted targets", "s2bnn", backbone=BINARY, teacher="permuted"),
+                "real": Arm("real weights, distillation only", "s2bnn", backbone=f"{BINARY}_real", teacher="teacher"),
             },
-            expectations=[*over("distillation", "both"), *over("both", "contrastive")],
+            expectations=[*over("distillation", "both", "random", "permuted"), *over("both", "contrastive")],
+            ranked=True,
         ),
         Ablation(
             name="foundation",
-            statement="The foundation recipe's student beats the same student pretrained alone, and plain regression.",
-            source="Beyer et al. 2021, arXiv:2106.05237; lightly-train's distillation v3",
+            statement="The foundation recipe's student beats the same student pretrained alone, and plain regression; "
+            "no sham teacher does.",
+            source="Beyer et al. 2021, arXiv:2106.05237; lightly-train's distillation v3; the shams are ours",
             teacher=TEACHER,
             arms={
                 "foundation": Arm("foundation", "foundation", teacher="teacher"),
                 "regression": Arm("regression", "regression", teacher="teacher"),
+                "random": Arm("foundation, from a random teacher", "foundation", teacher="random"),
+                "permuted": Arm("foundation, with permuted targets", "foundation", teacher="permuted"),
                 "alone": ALONE,
             },
-            expectations=over("foundation", "alone", "regression"),
+            expectations=[
+                *over("foundation", "alone", "regression"),
+                *over("alone", "random", "permuted", margin=0.03),
+            ],
         ),
     )
 }

@@ -67,7 +67,8 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The numbers of an experiment. head_epochs: of the teacher's self-supervised head, a quarter as in the paper."""
+    """The numbers of an experiment. teacher_epochs: with labels; head_epochs: of its self-supervised head, a quarter of
+    these as in the paper."""
 
     images: int
     test_images: int
@@ -75,6 +76,7 @@ class Size:
     teacher: str
     student: str
     other: str
+    teacher_epochs: int
     epochs: int
     head_epochs: int
     batch_size: int
@@ -83,14 +85,15 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        images=3_000,
+        images=5_000,
         test_images=2_000,
         image_size=16,
         teacher="resnet20",
-        student="resnet8",
+        student="resnet8x0.5",
         other="mobilenetv2_smallx0.25",
+        teacher_epochs=30,
         epochs=20,
-        head_epochs=5,
+        head_epochs=8,
         batch_size=64,
         seeds=3,
     ),
@@ -101,6 +104,7 @@ SIZES = {
         teacher="resnet32x4",
         student="resnet8x4",
         other="shufflenetv1_small",
+        teacher_epochs=60,
         epochs=60,
         head_epochs=15,
         batch_size=256,
@@ -115,7 +119,7 @@ def run_claim(
     """Run what is missing of the experiment in `out`, then judge."""
     plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     experiment = _Experiment(plan, train, held_out, out, device)
-    shown = ("teacher", "student", "other", "image_size", "epochs", "head_epochs")
+    shown = ("teacher", "student", "other", "image_size", "teacher_epochs", "epochs", "head_epochs")
     result = ClaimResult(
         name=claim.name,
         statement=f"{claim.statement} ({claim.source})",
@@ -152,7 +156,7 @@ class _Experiment:
         """The teacher, or the teacher with a head for that task."""
         plain = self.out / "teacher"
         if not task:
-            shared = self._shared(self.plan.teacher, self.plan.epochs, seed=0)
+            shared = self._shared(self.plan.teacher, self.plan.teacher_epochs, seed=0)
             stages.pretrain(self.train, out=plain, method="supervised", **shared).or_stop()
             return plain
         run, settings = self.out / f"teacher-{task}", {"task": task}
@@ -198,6 +202,7 @@ class _Experiment:
             device=self.device,
             progress=False,
         )
+        result.add_compute(arm, run)
         named = {"top1": METRIC, "ece": "ece", "agreement": "agreement with the teacher"}
         for row in measured.rows:
             if row["subject"] == "model" and row["metric"] in named:
@@ -290,8 +295,11 @@ CLAIMS = {
             arms={
                 "kd": KD,
                 "sskd": FULL,
-                "kd_quarter": _with(KD, "25 % of the images", label_fraction=0.25),
-                "sskd_quarter": _with(FULL, "25 % of the images", label_fraction=0.25),
+                **{
+                    f"{arm.method}_{name}": _with(arm, f"{share:.0%} of the images", label_fraction=share)
+                    for name, share in (("quarter", 0.25), ("half", 0.5), ("most", 0.75))
+                    for arm in (KD, FULL)
+                },
             },
             expectations=[
                 *over("sskd_quarter", "kd_quarter"),

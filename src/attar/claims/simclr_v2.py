@@ -66,16 +66,16 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        images=5_000,
+        images=10_000,
         test_images=2_000,
         image_size=32,
         large="resnet20",
         small="resnet8x0.5",
         stem="standard",
-        label_fraction=0.05,  # 25 of each class of CIFAR-10
-        pretraining_epochs=20,
+        label_fraction=0.01,  # 10 of each class of CIFAR-10
+        pretraining_epochs=10,
         finetuning_steps=500,
-        epochs=20,
+        epochs=10,
         batch_size=64,
         seeds=3,
     ),
@@ -139,6 +139,7 @@ def run_claim(
                 device=device,
                 progress=False,
             )
+            result.add_compute(arm, out / f"seed{seed}" / arm)
             for metric in ("top1", "ece"):
                 row = result.values.setdefault(arm, {}).setdefault(metric, [])
                 row.append(measured.value("classifier", metric))

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from attar.data.images import Images, ImageSpec
+    from attar.models.backbones import Backbone
     from attar.models.teachers import FrozenTeacher
 
 
-def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
+def untrained_twin(run: str | Path, out: Path, images: Images, *, seed: int = 0) -> Path:
     """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run.
 
     Its batch norm statistics are those of the images: with the initial ones it would be a straw man. Made once.
@@ -27,7 +28,7 @@ def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Pa
     from attar.models.saved import load_backbone, load_head, save_backbone, save_head
 
     trained, image, _ = load_backbone(run)
-    head = load_head(run, "projector")
+    head = load_head(Path(run), "projector")
     torch.manual_seed(seed)
     backbone = build_backbone(**trained.spec.to_json())
     calibrate_batchnorm(backbone, images, image, device="cpu", batch_size=256)
@@ -50,3 +51,15 @@ class PermutedTeacher:
 
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
         return self.teacher(images, index, image, view).roll(1, dims=0)  # the order of a batch is random already
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.teacher.backbone
+
+    @property
+    def head(self) -> nn.Module | None:
+        return self.teacher.head
+
+    def features_and_map(self, images: Tensor, image: ImageSpec) -> tuple[Tensor, Tensor]:
+        features, feature_map = self.teacher.features_and_map(images, image)
+        return features.roll(1, dims=0), feature_map.roll(1, dims=0)
