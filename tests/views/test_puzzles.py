@@ -77,6 +77,15 @@ def test_every_tile_has_mean_0_and_deviation_1(make_batch, make_spec):
     assert (name, picture.shape, others) == ("tiles", (6, 3, 28, 28), [])
 
 
+def test_a_grey_tile_stays_grey_whatever_the_channels_were_divided_by(make_batch, make_spec):
+    batch = make_batch()
+    maker = MakeTiles(plain(make_spec(normalise=True), 36, grey=1.0), grid=3, side=8, num_permutations=7)
+    tiles = maker(batch, Draws(0, batch.index)).tiles
+    assert (tiles - tiles[:, :, :1]).abs().max() < 1e-4
+    unlike = replace(maker, normalise=False)(batch, Draws(0, batch.index)).tiles
+    assert (unlike - unlike[:, :, :1]).abs().max() > 0.1
+
+
 def test_tiles_that_do_not_fit_are_refused(make_spec):
     with pytest.raises(RecipeError, match="do not fit into cells of 12"):
         MakeTiles(plain(make_spec(), 36), grid=3, side=11, num_permutations=7, channel_shift=2)

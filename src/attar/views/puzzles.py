@@ -41,7 +41,7 @@ class MakeTiles:
 
     side: of a tile in pixels. The rest of its cell (view size / G) is the gap; the tile's place in it is random.
     channel_shift: each channel of a tile is moved by 0 to so many pixels more, in pictures that are not grey.
-    normalise: every tile has mean 0 and standard deviation 1, over its pixels and channels together.
+    normalise: every tile has mean 0 and standard deviation 1, over its pixel values in all channels together.
     num_permutations: the target is a number below this. max_foreign: 0 to so many tiles are to be replaced.
     """
 
@@ -72,8 +72,7 @@ class MakeTiles:
         rows, columns = (cell * _grid(G, images.device) + corner).unsqueeze(3).add(shift).unbind(1)  # (B, P, C) each
         tiles = cut(images, rows, columns, self.side)
         if self.normalise:
-            centred = tiles - tiles.mean(dim=(2, 3, 4), keepdim=True)
-            tiles = centred / centred.square().mean(dim=(2, 3, 4), keepdim=True).sqrt().clamp(min=FLAT)
+            tiles = self._of_equal_strength(tiles)
         return Tiles(
             tiles,
             draws.integers(self.num_permutations),
@@ -83,6 +82,16 @@ class MakeTiles:
             batch.index,
             batch.labels,
         )
+
+
+    def _of_equal_strength(self, tiles: Tensor) -> Tensor:
+        """In pixel values, where a grey tile stays grey: divided by a deviation for each channel, its brightness would
+        show as a tint."""
+        image = self.view.image
+        std, mean = (torch.tensor(v, device=tiles.device).view(-1, 1, 1) for v in (image.std, image.mean))
+        pixels = tiles * std + mean
+        centred = pixels - pixels.mean(dim=(2, 3, 4), keepdim=True)
+        return centred / centred.square().mean(dim=(2, 3, 4), keepdim=True).sqrt().clamp(min=1 / 255)
 
 
 @dataclass(frozen=True)
