@@ -15,8 +15,8 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     [
         ("resnet8", "standard", ["stage1", "stage2"]),
         ("vgg8_small", "standard", ["stage1", "stage2", "stage3"]),
-        ("resnet18", "small", ["stage2", "stage3", "stage4"]),  # timm counts the stem's map as the first
-        ("mobilenetv3_small_100", "standard", ["stage2", "stage3", "stage4"]),
+        ("resnet18", "small", ["stage1", "stage2", "stage3"]),
+        ("mobilenetv3_small_100", "standard", ["stage1", "stage2", "stage3"]),
     ],
 )
 def test_exits_are_the_last_maps_of_each_size_and_compute_what_the_whole_network_does(name, stem, stages):

@@ -9,7 +9,7 @@ for colour, and lightness_NAME is one for lightness alone (lab.py); exit1_NAME i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         if not hasattr(network, "forward_intermediates") or not hasattr(network, "forward_head"):
             raise BackboneError(f"{self.spec.name} does not show its stages on the way; take a ResNet or its kin.")
         last, listed = network.forward_intermediates(images)
-        return network.forward_head(last), {f"stage{i + 1}": m for i, m in enumerate(listed)}
+        return network.forward_head(last), _named(network, listed)
 
     @torch.no_grad()
     def map_shape(self) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ def _timm_stages(network: Any, images: Tensor) -> dict[str, Tensor]:
     """Through timm's forward_intermediates; networks without it are read at the top-level blocks of their body."""
     if hasattr(network, "forward_intermediates"):
         maps = network.forward_intermediates(images, intermediates_only=True)
-        return {f"stage{i + 1}": m for i, m in enumerate(maps)}
+        return _named(network, maps)
     found: dict[str, Tensor] = {}
     body = [(name, child) for name, child in network.named_children()]
     hooks = [child.register_forward_hook(_keeping(found, name)) for name, child in body]
@@ -182,6 +182,15 @@ def _timm_stages(network: Any, images: Tensor) -> dict[str, Tensor]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _named(network: Any, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    """stage1, stage2, …, as papers count them: where timm's first map is the stem's (ResNets: layer1 is stage1), it is
+    called so."""
+    first = network.feature_info[0]["module"] if isinstance(getattr(network, "feature_info", None), list) else ""
+    stem = first in ("act1", "bn1", "features.norm0") or first.split(".")[0] == "stem"
+    names = ["stem"] * stem + [f"stage{i + 1}" for i in range(len(maps) - stem)]
+    return dict(zip(names, maps, strict=True))
 
 
 def _keeping(found: dict[str, Tensor], name: str) -> Callable[..., None]:
