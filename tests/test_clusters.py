@@ -11,6 +11,7 @@ from PIL import Image
 
 from attar import stages
 from attar.errors import RecipeError, RunError
+from attar.models.backbones import build_backbone
 
 QUIET = dict(progress=False, device="cpu")
 
@@ -88,3 +89,11 @@ def test_refusals(photos, tmp_path):
     with pytest.raises(RecipeError, match="num_clusters=30 does not suit 24 images"):
         stages.cluster("pixels", first, out=tmp_path / "b", num_clusters=30, image_size=16, **QUIET)
     assert not (tmp_path / "b").exists()
+
+
+def test_hog_and_pixels_see_images_at_their_own_size(photos, tmp_path):
+    folder = photos("first")  # of 20 x 16 pixels
+    stages.cluster("pixels", folder, out=tmp_path / "a", num_clusters=2, **QUIET)
+    assert json.loads((tmp_path / "a" / "backbone.json").read_text())["image"]["size"] == 20
+    blocks = {size: build_backbone("hog", image_size=size).num_features for size in (20, 224)}
+    assert stages.embed("hog", folder, out=tmp_path / "e.npz", **QUIET) == (24, blocks[20]) and blocks[20] < blocks[224]

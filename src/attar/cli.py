@@ -296,7 +296,7 @@ def evaluate(
     labelled: Annotated[str, typer.Argument(help="Labelled images: a folder of class folders, a table, …")],
     test: Annotated[
         str | None,
-        typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED, or all where nothing is fitted."),
+        typer.Option("--test", help="Measure on these; without it, 20 % of LABELLED."),
     ] = None,
     protocol: Annotated[
         list[str] | None,

@@ -195,6 +195,8 @@ def cluster(
     made = load_clusters(run) if is_clusters(run) else None
     if made is not None and given:
         raise RecipeError(f"{', '.join(given)}: it would be ignored, because the clusters of {run} are made already.")
+    reading: dict[str, Any] = {"labels": labels, "cache": cache, "workers": workers, "progress": progress}
+    image_size = image_size or _size_for(run, source, **reading)
     teacher = made.teacher if made else load_teacher(run, output="features", image_size=image_size)
     if image_size is not None and image_size != teacher.image.size:
         raise RecipeError(
@@ -205,10 +207,7 @@ def cluster(
         source,
         image_size=teacher.image.size,
         channels=teacher.image.channels,
-        labels=labels,
-        cache=cache,
-        workers=workers,
-        progress=progress,
+        **reading,
     )
     where: dict[str, Any] = {
         "folder": Path(cache).expanduser() if cache else cache_folder(),
@@ -284,8 +283,8 @@ def evaluate(
     Args:
         run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
-            20 % of `labelled`, fixed by the seed; all of it for protocols that learn nothing (classifier, exits,
-            retrieval).
+            20 % of `labelled`, fixed by the seed, also for protocols that learn nothing (classifier, exits,
+            retrieval), so that all rows are about the same images.
         protocols: knn, linear, mlp, finetune, low_label, few_shot, layers (a linear probe on every map), classifier
             (the run's own, with its calibration and its agreement with the teacher), exits (the run's early exits:
             accuracy against work, at each exit and for thresholds), retrieval (recall@k); settings after a colon, e.g.
@@ -304,7 +303,8 @@ def evaluate(
 
     folder = RunFolder(Path(run))
     check_evaluation(protocols, device, precision)
-    backbone, image, provenance = load_backbone(run)
+    size = _size_for(run, labelled, labels=labels or "auto", cache=cache, workers=workers, progress=progress)
+    backbone, image, provenance = load_backbone(run, image_size=size)
     classifier = _classifier_of(run)
     if classifier is None and any(parse_protocol(p).name == "classifier" for p in protocols):
         raise RecipeError(
@@ -352,6 +352,16 @@ def check_evaluation(protocols: Sequence[str], device: str, precision: str) -> N
     for protocol in protocols:
         parse_protocol(protocol)
     choose_precision(precision, choose_device(device))
+
+
+def _size_for(run: str | Path, source: Any, **reading: Any) -> int | None:
+    """HOG and pixels have no size that they were trained for: that of the images, 224 at most. None for all others."""
+    from attar.data.load import load_images
+    from attar.models.handcrafted import NAMES
+
+    if str(run) not in NAMES:
+        return None
+    return min(load_images(source, image_size=224, **reading).canvas_size, 224)
 
 
 def _classifier_of(run: str | Path) -> Classifier | None:
@@ -460,16 +470,9 @@ def embed(
     if Path(out).suffix not in (".parquet", ".csv", ".npz"):
         raise DataError(f"--out {out}: accepted are .parquet, .csv and .npz.")
     out = check_writable(out)
-    backbone, image, _ = load_backbone(run)
-    images = load_images(
-        source,
-        image_size=image.size,
-        channels=image.channels,
-        labels=labels,
-        cache=cache,
-        workers=workers,
-        progress=progress,
-    )
+    reading: dict[str, Any] = {"labels": labels, "cache": cache, "workers": workers, "progress": progress}
+    backbone, image, _ = load_backbone(run, image_size=_size_for(run, source, **reading))
+    images = load_images(source, image_size=image.size, channels=image.channels, **reading)
     features = extract_features(backbone, images, image, device=choose_device(device), precision=precision)
     _write_table(out, images, features.values.cpu().numpy())
     return features.values.shape[0], features.values.shape[1]

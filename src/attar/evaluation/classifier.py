@@ -25,7 +25,6 @@ class OwnClassifier(Protocol):
 
     name = "classifier"
     bare = "temperature"
-    fits = False
 
     def metrics(self, usual: Sequence[str]) -> list[str]:
         return [*usual, "nll", "ece"]

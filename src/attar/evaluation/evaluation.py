@@ -146,8 +146,7 @@ def evaluate(
 
     Args:
         backbone: images (B, C, H, W), normalised as image_spec says, to features (B, D).
-        train: labelled images; probes are fitted on them. Without `test`, a stratified fifth is set aside for testing;
-            all of them are measured on where no protocol learns from images (classifier, exits, retrieval).
+        train: labelled images; probes are fitted on them. Without `test`, a stratified fifth is set aside for testing.
         protocols: names with settings, e.g. "knn", "knn:200", "low_label:0.01,0.1", or Protocol objects.
         controls: of random_init, pixels, hog, pretrained. The last is left out where its weights are not at hand.
         teacher: another backbone with its own image_spec, measured alike.
@@ -168,8 +167,6 @@ def evaluate(
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
     check_controls(controls)
-    if test is None and not any(protocol.fits for protocol in chosen):
-        test = train
     seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
     task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)

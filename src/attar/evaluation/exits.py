@@ -44,7 +44,6 @@ class Exits(Protocol):
 
     name = "exits"
     bare = "thresholds"
-    fits = False
 
     def metrics(self, usual: Sequence[str]) -> list[str]:
         return [*usual[:1], "nll", "ece"]

@@ -27,7 +27,6 @@ class Retrieval(Protocol):
 
     name = "retrieval"
     bare = "k"
-    fits = False
 
     def given(self, *, without: str = "") -> str:
         """Nothing: the metrics' names tell k."""

@@ -150,13 +150,11 @@ def _default(protocol: Protocol, name: str) -> Any:
 class Protocol:
     """A way to measure a subject. Subclasses are frozen dataclasses whose fields are the settings a person may give.
 
-    name: as typed. bare: the field that values without a name fill, as in `knn:200`. fits: does it learn from the
-    training images? One that does not measures on all images where none are set apart for testing.
+    name: as typed. bare: the field that values without a name fill, as in `knn:200`.
     """
 
     name: ClassVar[str]
     bare: ClassVar[str]
-    fits: ClassVar[bool] = True
 
     def given(self, *, without: str = "") -> str:
         """The settings that differ from the defaults, as a person would type them; "" for none."""
