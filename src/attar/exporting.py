@@ -77,14 +77,25 @@ class Agreement:
 
 @dataclass(frozen=True)
 class BinaryWeights:
-    """Bytes of the binary layers' weights: as float32, and as bits with one scale a channel."""
+    """Bytes of the binary layers' weights: as float32, and as bits with one scale a channel.
+
+    whole_bytes, packed_file_bytes: of a file of the whole network, real layers and all, as float32 and packed.
+    """
 
     full_bytes: int
     packed_bytes: int
+    whole_bytes: int
+    packed_file_bytes: int
 
     def text(self) -> str:
-        share = self.full_bytes / self.packed_bytes
-        return f"binary layers: {self.packed_bytes} bytes instead of {self.full_bytes} in fp32, 1/{share:.1f}"
+        sizes = {
+            "binary layers": (self.packed_bytes, self.full_bytes),
+            "whole file": (self.packed_file_bytes, self.whole_bytes),
+        }
+        return "\n".join(
+            f"{what}: {now} bytes instead of {before} in fp32, 1/{before / now:.1f}"
+            for what, (now, before) in sizes.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -195,10 +206,13 @@ def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
 
 
 def _export_packed(encoder: Encoder, image: ImageSpec, out: Path, provenance: dict[str, Any]) -> ExportResult:
+    from safetensors.torch import save
+
     from attar.models.packed import load_packed, save_packed
 
     with _renamed_when_done(out) as temporary:
         sizes = save_packed(temporary, encoder.backbone, image, provenance=provenance)
+        whole = len(save(encoder.backbone.state_dict()))
         again = Encoder(load_packed(temporary)[0], encoder.image).eval()
         run = lambda x: again(torch.from_numpy(x)).numpy()  # noqa: E731
         parity = {batch: _difference(encoder, run, batch) for batch in PARITY_BATCHES}
@@ -206,7 +220,8 @@ def _export_packed(encoder: Encoder, image: ImageSpec, out: Path, provenance: di
             raise ExportError(f"{out}: the packed network differs from the original; nothing was written.")
     snippet = attar_snippet(out, image, encoder.num_features)
     size = out.stat().st_size
-    return ExportResult(out, "packed", size, _num_parameters(encoder), snippet, parity, binary=BinaryWeights(*sizes))
+    binary = BinaryWeights(*sizes, whole_bytes=whole, packed_file_bytes=size)
+    return ExportResult(out, "packed", size, _num_parameters(encoder), snippet, parity, binary=binary)
 
 
 def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path) -> ExportResult:

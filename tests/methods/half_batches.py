@@ -1,4 +1,5 @@
-"""Two steps of every method on this process' half of each batch; run as a script it is one of two processes:
+"""Two steps of every method, and of queues that wrap around, on this process' half of each batch; run as a script it is
+one of two processes:
 
 python half_batches.py RANK STORE OUT     writes loss and state after the steps to OUT
 """
@@ -24,10 +25,17 @@ bench = importlib.util.module_from_spec(_spec)
 sys.modules["methods_conftest"] = bench
 _spec.loader.exec_module(bench)
 
+# name -> method, recipe, settings: of ten rows, which no number of batches of six fills; the second batch wraps around
+_WRAPPING = [("seed", "small_patches"), ("compress", "1q"), ("compress", "2q"), ("s2bnn", "both"), ("foundation", None)]
+CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {name: (name, None, {}) for name in CATALOGUE} | {
+    f"{name} {recipe or ''} queue of 10": (name, recipe, {"queue_length": 10}) for name, recipe in _WRAPPING
+}
 
-def two_steps(name: str, rank: int, world_size: int) -> dict[str, Any]:
+
+def two_steps(case: str, rank: int, world_size: int) -> dict[str, Any]:
     """Mean loss of both steps over processes, and the state after them. Gradients are averaged as DDP does."""
-    built = bench.build(name)
+    name, recipe, settings = CASES[case]
+    built = bench.build(name, recipe, **settings)
     built.method.eval()  # batch statistics are synchronised by the loop, which is not here
     losses = []
     for step in range(2):
@@ -57,7 +65,7 @@ def averaged(value: Tensor, world_size: int) -> Tensor:
 def main(rank: int, store: str, out: str) -> None:
     wait = timedelta(seconds=120)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=wait)
-    torch.save({name: two_steps(name, rank, 2) for name in CATALOGUE}, out)
+    torch.save({case: two_steps(case, rank, 2) for case in CASES}, out)
     dist.barrier()
     dist.destroy_process_group()
 

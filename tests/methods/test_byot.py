@@ -19,21 +19,22 @@ def test_recipes_have_the_numbers_of_the_published_codes():
     paper, released = resolve_recipe("byot", "paper"), resolve_recipe("byot", "released")
     assert (paper.distillation_weight, paper.temperature, paper.hint_weight) == (0.3, 3.0, 0.03)
     assert (paper.peak_lr, paper.weight_decay, paper.batch_size) == (0.1, 5e-4, 128)
-    assert released.distillation_weight == 0.1
+    assert released.distillation_weight == 0.1 and (released.epochs, released.peak_lr) == (200, 0.1)
+    assert released.deepest_weight == 1 - released.distillation_weight and paper.deepest_weight == 1
     assert released.hint_weight == pytest.approx(1e-6 * released.batch_size)  # there a sum over the batch
     control = resolve_recipe("byot", "supervised_only")
     assert control.distillation_weight == control.hint_weight == 0
 
 
 def test_the_loss_by_hand(bench):
-    bench = bench("byot", distillation_weight=0.3, temperature=3.0, hint_weight=0.5)
+    bench = bench("byot", distillation_weight=0.3, temperature=3.0, hint_weight=0.5, deepest_weight=0.8)
     method = bench.method.eval()
     batch = bench.batch(0)
     maps = method.backbone.stages(batch.images)
     assert list(method.branches) == ["stage1", "stage2"]
     deepest = method.backbone(batch.images)
     q_deepest = method.classifier(deepest)
-    expected = F.cross_entropy(q_deepest, batch.labels)
+    expected = 0.8 * F.cross_entropy(q_deepest, batch.labels)
     target = torch.softmax(q_deepest / 3, dim=1)
     for stage, classifier in zip(method.branches, method.classifiers):
         features = method.branches[stage](maps[stage])

@@ -14,6 +14,7 @@ def test_the_recipe_has_the_papers_numbers():
     assert (small.contrast_weight, small.num_negatives, small.contrast_temperature) == (0.8, 16384, 0.07)
     assert (small.bank_momentum, small.projector_dim) == (0.5, 128)
     assert (small.ce_weight, small.kd_weight) == (1.0, 0.0) and RECIPES["small_kd"].kd_weight == 1.0
+    assert RECIPES["released"] == small and RECIPES["paper"].contrast_temperature == 0.1
 
 
 def test_each_side_is_compared_with_the_other_sides_bank_and_not_with_its_own_class(bench):

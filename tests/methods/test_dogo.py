@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -25,10 +27,11 @@ def kl(p, q):
 
 
 def test_the_recipe_is_the_template_of_the_published_code():
-    paper = resolve_recipe("dogo", "paper")
-    assert (paper.optimiser, paper.peak_lr, paper.weight_decay, paper.schedule) == ("adamw", 3e-4, 1e-6, "constant")
-    assert paper.distillation_weight * paper.batch_size == 100 and paper.peer_distillation_weight * 256 == 1
-    assert (paper.similarity_temperature, paper.temperature, paper.projector_dim) == (0.1, 0.5, 128)
+    code = resolve_recipe("dogo", "released")
+    assert (code.optimiser, code.peak_lr, code.weight_decay, code.schedule) == ("adamw", 3e-4, 1e-6, "constant")
+    assert code.distillation_weight * code.batch_size == 100 and code.peer_distillation_weight * 256 == 1
+    assert (code.similarity_temperature, code.temperature, code.projector_dim) == (0.1, 0.5, 128)
+    assert resolve_recipe("dogo", "paper") == replace(code, schedule="cosine"), "what the code means, and does not do"
 
 
 def test_both_losses_by_hand_with_nt_xent(bench):

@@ -67,20 +67,6 @@ def test_what_is_exported_holds_nothing_of_teacher_and_adapters(bench, name):
     assert method.classifier.num_features_out == 3
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_the_teachers_normalisation_is_its_own(bench, name):
-    """Property 13: the same pixels give the same answers, however the student's images are normalised."""
-    module = bench(name)
-    teacher, batch = module.setup.teacher, module.batch(0)
-    other = replace(IMAGE, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
-    pixels = batch.images * 0.25 + 0.5
-    column = lambda v: torch.tensor(v).view(1, 3, 1, 1)  # noqa: E731
-    again = (pixels - column(other.mean)) / column(other.std)
-    torch.testing.assert_close(
-        teacher(again, batch.index, other), teacher(batch.images, batch.index, IMAGE), rtol=1e-3, atol=1e-4
-    )
-
-
 def frozen(num_classes: int, classes: tuple[str, ...] = ()) -> FrozenTeacher:
     backbone = tiny_backbone(seed=7)
     return FrozenTeacher(backbone, IMAGE, MLP([backbone.num_features, num_classes]), classes=classes)

@@ -105,6 +105,13 @@ def test_two_stages_and_a_packed_file(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     result = attar.export(tmp_path / "still", format="packed")
     assert set(result.parity.values()) == {0.0} and result.binary.full_bytes / result.binary.packed_bytes > 25
+    plain = attar.export(tmp_path / "still", format="safetensors")
+    assert result.binary.whole_bytes == pytest.approx(plain.bytes, rel=0.01)
+    binary, whole = result.binary.text().splitlines()
+    assert binary.startswith("binary layers: ") and whole == (
+        f"whole file: {result.bytes} bytes instead of {result.binary.whole_bytes} in fp32, "
+        f"1/{result.binary.whole_bytes / result.bytes:.1f}"
+    )
     pixels = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(attar.load(result.path)(pixels), attar.load(tmp_path / "still")(pixels))

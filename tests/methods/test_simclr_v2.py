@@ -24,6 +24,9 @@ QUICK = dict(backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=128, dev
 def test_the_recipe_is_the_papers():
     r = RECIPES["paper"]
     assert (r.optimiser, r.epochs, r.batch_size, r.temperature, r.label_weight) == ("lars", 400, 4096, 1.0, 0.0)
+    assert r.peak_lr == pytest.approx(6.4)
+    released = RECIPES["released"]  # the notebook's
+    assert (released.peak_lr, released.warmup_fraction, released.temperature, released.weight_decay) == (2, 0, 1, 1e-4)
 
 
 def test_step_is_the_cross_entropy_with_the_teachers_probabilities(bench):

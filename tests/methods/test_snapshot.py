@@ -53,6 +53,16 @@ def test_only_later_cycles_are_taught_and_only_the_teacher_is_softened(bench):
     torch.testing.assert_close(method.step(batch, bench.progress(4)).loss, hard + 0.5 * soft)
 
 
+def test_the_copy_answers_in_full_precision_whatever_the_network_computes_in(bench):
+    bench = bench("snapshot", num_cycles=2)
+    bench.train(range(5))
+    images = bench.batch(0).images
+    exact = bench.method.teacher(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bench.method.network(images).dtype == torch.bfloat16
+        assert torch.equal(bench.method.teacher(images), exact) and exact.dtype == torch.float32
+
+
 def test_resuming_after_a_restart_is_bit_equal(bench):
     """The contract resumes before the first cycle ends; here the copy is in use."""
     straight = bench("snapshot", num_cycles=4)

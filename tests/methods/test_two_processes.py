@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from attar.methods import CATALOGUE
-
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("half_batches.py")
@@ -34,10 +32,10 @@ def two(tmp_path_factory) -> list[dict]:
     return [torch.load(out, weights_only=True) for out in outs]
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_half_batches_on_two_processes_equal_whole_ones_on_one(two, name):
-    one = half_batches.two_steps(name, 0, 1)
-    first, second = (process[name] for process in two)
+@pytest.mark.parametrize("case", half_batches.CASES)
+def test_half_batches_on_two_processes_equal_whole_ones_on_one(two, case):
+    one = half_batches.two_steps(case, 0, 1)
+    first, second = (process[case] for process in two)
     torch.testing.assert_close(first["losses"], one["losses"], rtol=1e-4, atol=1e-5)
     for key, value in one["state"].items():
         assert torch.equal(first["state"][key], second["state"][key]), f"{key} differs between the processes"

@@ -123,14 +123,22 @@ class Setup:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
 
-    def require_teacher(self, method: str) -> Teacher:
-        """The teacher of a distiller.
+    def require_teacher(self, method: str, student: Backbone) -> Teacher:
+        """The teacher of a distiller, which has weights of its own.
 
         Raises:
-            RecipeError: there is none.
+            RecipeError: there is none, or it is (or shares parameters with) the student.
         """
         if self.teacher is None:
             raise RecipeError(f"{method}: it distils and needs a teacher; give one in setup.teacher.")
+        ours = {id(p) for p in student.parameters()}
+        for teacher in getattr(self.teacher, "teachers", (self.teacher,)):  # several may answer as one
+            network = getattr(teacher, "network", None)  # a table of answers has none
+            if network is not None and any(id(p) in ours for p in network.parameters()):
+                raise RecipeError(
+                    f"{method}: teacher and student are the same network, which would learn from itself; give the "
+                    "teacher weights of its own: another run, or a copy.deepcopy of the backbone."
+                )
         return self.teacher
 
 

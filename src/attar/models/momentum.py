@@ -32,7 +32,10 @@ class MomentumTeacher(nn.Module):
 
 
 class FrozenCopy(nn.Module):
-    """A network as it was when it was last copied: always in eval mode, without gradient, saved with the method."""
+    """A network as it was when it was last copied: always in eval mode, without gradient, saved with the method.
+
+    Like every frozen teacher (models/teachers.py) it answers in fp32, whatever its student computes in.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -43,7 +46,8 @@ class FrozenCopy(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.module(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.module(images.float())
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:

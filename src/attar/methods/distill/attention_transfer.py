@@ -9,8 +9,8 @@ Stages are paired by name; networks whose stages are named otherwise are paired 
 left out. No adapter is needed, as an attention map has no width. There is no state besides the weights.
 
 Differs: the weight 1000 and the mean over places are those of the published code and of Tian et al. 2020,
-arXiv:1910.10699 (RepDistiller); the paper writes beta / 2 and a norm. Where two maps differ in size, the larger is
-averaged to the smaller; the paper interpolates.
+arXiv:1910.10699 (RepDistiller), in every recipe, "paper" too; the paper writes beta / 2 and a norm. Where two maps
+differ in size, the larger is averaged to the smaller; the paper interpolates.
 
 Cost: that of kd.
 
@@ -35,7 +35,7 @@ from attar.views.batches import OneView
 class AttentionTransferRecipe(LabelledRecipe):
     """Attention transfer's own settings."""
 
-    attention_weight: float = 1000.0  # section 4.1
+    attention_weight: float = 1000.0  # published code; beta of section 4.1, which there is halved and weighs a norm
 
 
 RECIPES = {
@@ -58,7 +58,8 @@ class AttentionTransfer(Method):
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])
         self.image = setup.image
-        self._teacher = (labelled_network("attention_transfer", setup),)  # in a tuple: not a part of this module
+        teacher = labelled_network("attention_transfer", setup, backbone)
+        self._teacher = (teacher,)  # in a tuple: not a part of this module
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:
         teacher = self._teacher[0]

@@ -4,8 +4,8 @@ The shallow classifiers are early exits: each is a small network of its own, for
 Zhang et al. 2019, arXiv:1905.08094.
 
     F_k = branch_k(map after exit k),  q_k = classifier_k(F_k);  F_C, q_C: of the whole network, the deepest
-    loss = CE(q_C, y) + sum_k { (1 - a) CE(q_k, y) + a T^2 KL( sg(softmax(q_C / T)) || softmax(q_k / T) )
-                                + h mean_i |F_k - sg(F_C)|^2 },   sg: no gradient
+    loss = d CE(q_C, y) + sum_k { (1 - a) CE(q_k, y) + a T^2 KL( sg(softmax(q_C / T)) || softmax(q_k / T) )
+                                  + h mean_i |F_k - sg(F_C)|^2 },   sg: no gradient
 
 A branch is a bottleneck of 1x1, k x k (stride k) and 1x1 convolutions that brings a map to the size and width of the
 deepest one. There is no state besides the weights.
@@ -15,11 +15,12 @@ The run keeps every exit: RUN/exit1, RUN/exit2, … are networks like any other,
 `attar evaluate RUN SOURCE --protocol exits` measures them all beside the whole, and what it costs and brings to leave
 at the first exit that is sure enough.
 
-Differs: three published codes differ from the paper and from each other. "paper" has the weights of the authors' later
-code (0.7, 0.3 and 0.03), with T^2 and with the hint as a mean over images of squared distances: theirs is one norm
-over the whole batch, which grows with the square root of the batch, and by an order of its list it leaves out the
-second deepest exit. "released" has those of the code most cited: 0.1, and a hint of 1e-6 summed over a batch of 128
-(here a mean, so 1.28e-4), though there the deepest cross-entropy counts 0.9 too. Hints are between pooled features.
+Differs: three published codes differ from the paper and from each other. "paper" is the paper's loss (from memory:
+d = 1, squared distances as a mean over images) with the weights of the authors' later code (0.7, 0.3 and 0.03).
+That code has no T^2, its hint is one norm over the whole batch, which grows with the square root of the batch, by an
+order of its list it leaves out the second deepest exit, and it trains for 250 epochs with AutoAugment: no recipe here
+has that. "released" is the code most cited (luanyunteng), whose schedule "paper" shares: a = 0.1, d = 1 - a as for
+every exit, and a hint of 1e-6 summed over a batch of 128 (here a mean, so 1.28e-4). Hints are between pooled features.
 "supervised_only" has neither teacher nor hint: deep supervision, which is reported to gain as much; it is to beat.
 
 Cost: one forward and backward pass, and the branches: about a tenth more for a ResNet-18. Nothing in inference unless
@@ -55,9 +56,10 @@ class BYOTRecipe(SupervisedRecipe):
     distillation_weight: float = 0.3  # a; authors' later code 0.3, most cited code 0.1
     temperature: float = 3.0  # T, both codes
     hint_weight: float = 0.03  # h; authors' later code, as a mean over images: see above
+    deepest_weight: float = 1.0  # d, of the deepest cross-entropy; most cited code 1 - a
 
 
-PAPER = BYOTRecipe(  # CIFAR-100
+PAPER = BYOTRecipe(  # CIFAR-100; the schedule is that of the most cited code
     epochs=200,
     batch_size=128,
     optimiser="sgd",
@@ -70,7 +72,7 @@ PAPER = BYOTRecipe(  # CIFAR-100
 )
 RECIPES = {
     "paper": PAPER,
-    "released": replace(PAPER, distillation_weight=0.1, hint_weight=1.28e-4),
+    "released": replace(PAPER, distillation_weight=0.1, hint_weight=1.28e-4, deepest_weight=0.9),
     "supervised_only": replace(PAPER, distillation_weight=0.0, hint_weight=0.0),
     "photo": replace(  # ours: the schedule that is usual for ResNet-50
         PAPER,
@@ -120,7 +122,7 @@ class BYOT(Method):
             metrics[f"{name}_cross_entropy"] = cross_entropy.detach()
             metrics[f"{name}_accuracy"] = (q.argmax(dim=1) == batch.labels).float().mean()
             if k == len(logits):
-                loss = loss + cross_entropy
+                loss = loss + recipe.deepest_weight * cross_entropy
                 continue
             taught = kl_divergence(q, logits[-1], temperature=recipe.temperature)  # detaches its second
             hint = feature_hint(f, features[-1])

@@ -114,7 +114,7 @@ class ClusterTransfer(Method):
     def __init__(self, recipe: ClusterTransferRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         self.backbone = backbone
-        named = _named(recipe, setup)
+        named = _named(recipe, backbone, setup)
         self.head = nn.Linear(backbone.num_features, named.num_clusters)
         labels = torch.full((setup.images.num_ids,), -1)  # -1: no such image
         labels[torch.from_numpy(setup.images.index)] = torch.from_numpy(named.cluster)
@@ -140,11 +140,11 @@ def cluster_weights(sizes: Tensor, *, balance: bool) -> Tensor:
     return sizes.sum() / ((sizes > 0).sum() * sizes.clamp(min=1)).float()
 
 
-def _named(recipe: ClusterTransferRecipe, setup: Setup) -> Named:
+def _named(recipe: ClusterTransferRecipe, backbone: Backbone, setup: Setup) -> Named:
     """The clusters of the training images: by the teacher's own, or by clusters made of them now."""
     clusters = setup.clusters
     if clusters is None:
-        teacher = setup.require_teacher("cluster_transfer")
+        teacher = setup.require_teacher("cluster_transfer", backbone)
         assert isinstance(teacher, FrozenTeacher)
         settings = ClusterSettings.of(recipe, seed=setup.seed)
         clusters = find_clusters(teacher, setup.images, settings, folder=setup.cache, device=setup.device)

@@ -102,7 +102,7 @@ class CompRess(Method):
 
     def __init__(self, recipe: CompRessRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = setup.require_teacher("compress")
+        teacher = setup.require_teacher("compress", backbone)
         self.backbone = backbone
         width = teacher.num_features_out
         warn_of_long_queue("compress", recipe.queue_length, len(setup.images))

@@ -18,12 +18,12 @@ One optimiser, AdamW, trains both. That is the published code's Adam for each: t
 targets are detached, and Adam treats every parameter by itself; a weight decay of 1e-6 times the learning rate is
 nothing, decoupled or not.
 
-Differs: the published code takes the mean over all B x B entries, so its weights of 100 and 1 at a batch of 256 are
-0.39 and 0.0039 of the mean over rows, which "paper" has: the paper's own figures could not be looked up. Its cosine
-schedule is stepped in a way that leaves the rate constant; "paper" is constant, "small" really a cosine. "small" has
-both weights at 0.1. At 1 two new networks soonest agree by finding all images alike: on 1500 images of CIFAR-10 the
-spread of embeddings fell to 0.3 and NT-Xent rose; at 0.1 it stays at 0.95 and NT-Xent falls as without a peer.
-`-s own_views=False` shows both networks the same two views.
+Differs: the published code takes the mean over all B x B entries, so its template's weights of 100 and 1 at a batch of
+256 are 0.39 and 0.0039 of the mean over rows. Its cosine schedule is stepped in a way that leaves the rate constant.
+"released" has both as they run there; "paper" has the cosine that was meant, and the template's weights too, as the
+paper's own could not be looked up. "small" has both weights at 0.1. At 1 two new networks soonest agree by finding all
+images alike: on 1500 images of CIFAR-10 the spread of embeddings fell to 0.3 and NT-Xent rose; at 0.1 it stays at 0.95
+and NT-Xent falls as without a peer. `-s own_views=False` shows both networks the same two views.
 
 Cost: two forward and backward passes of both networks, and four views an image instead of two. Count the peer when
 comparing: the small network trained alone for the same time is the arm to beat.
@@ -77,14 +77,12 @@ PAPER = DoGoRecipe(
     optimiser="adamw",
     base_lr=3e-4,
     lr_scaling="none",
-    schedule="constant",
     weight_decay=1e-6,
     peer="resnet50",
 )
 SMALL = replace(  # ours: 32 px, mutual learning of equal weight, see above
     PAPER,
     base_lr=1e-3,
-    schedule="cosine",
     warmup_fraction=0.02,
     peer="resnet20",
     distillation_weight=0.1,
@@ -95,6 +93,7 @@ _SIMSIAM = {"objective": "simsiam", "projector_hidden_dim": 2048, "projector_dim
 RECIPES = {
     "paper": PAPER,
     "paper_simsiam": replace(PAPER, **_SIMSIAM),  # type: ignore[arg-type]
+    "released": replace(PAPER, schedule="constant"),
     "small": SMALL,
     "small_simsiam": replace(SMALL, **_SIMSIAM),  # type: ignore[arg-type]
 }

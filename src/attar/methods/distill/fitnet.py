@@ -64,7 +64,7 @@ class FitNet(Method):
 
     def __init__(self, recipe: FitNetRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = labelled_network("fitnet", setup)
+        teacher = labelled_network("fitnet", setup, backbone)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])
         mine, theirs = backbone.stages_of_blank(), teacher.backbone.stages_of_blank()

@@ -105,7 +105,7 @@ class Foundation(Method):
 
     def __init__(self, recipe: FoundationRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = setup.require_teacher("foundation")
+        teacher = setup.require_teacher("foundation", backbone)
         if recipe.token_weight and not hasattr(teacher, "features_and_map"):
             raise RecipeError("foundation: this teacher shows no map of its places; set token_weight=0.")
         if recipe.token_weight and getattr(teacher, "head", None) is not None:

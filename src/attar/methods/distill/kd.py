@@ -56,7 +56,7 @@ class KD(Method):
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])
         self.image = setup.image
-        self._teacher = (labelled_teacher("kd", setup),)  # in a tuple: not a part of this module
+        self._teacher = (labelled_teacher("kd", setup, backbone),)  # in a tuple: not a part of this module
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:
         features = self.backbone(batch.images)

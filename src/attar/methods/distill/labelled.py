@@ -18,6 +18,7 @@ from attar.errors import RecipeError
 from attar.losses import kl_divergence
 from attar.methods.base import Recipe, Setup, StepOutput
 from attar.methods.supervised.supervised import labelled_view
+from attar.models.backbones import Backbone
 from attar.models.teachers import FrozenTeacher, Teacher, check_classes
 from attar.views.makers import MakeOneView
 
@@ -63,20 +64,20 @@ def views(recipe: LabelledRecipe, image: ImageSpec) -> MakeOneView:
     return labelled_view(image, crop=recipe.crop, crop_scale=recipe.crop_scale)
 
 
-def labelled_teacher(method: str, setup: Setup) -> Teacher:
+def labelled_teacher(method: str, setup: Setup, student: Backbone) -> Teacher:
     """The teacher, which names the classes of the images.
 
     Raises:
-        RecipeError: there is none, or its classes are others.
+        RecipeError: there is none, its classes are others, or it is the student.
     """
-    teacher = setup.require_teacher(method)
+    teacher = setup.require_teacher(method, student)
     check_classes(method, teacher, setup.images)
     return teacher
 
 
-def labelled_network(method: str, setup: Setup) -> FrozenTeacher:
+def labelled_network(method: str, setup: Setup, student: Backbone) -> FrozenTeacher:
     """The same, for methods that look inside: at features, maps, or a second head."""
-    teacher = labelled_teacher(method, setup)
+    teacher = labelled_teacher(method, setup, student)
     if not isinstance(teacher, FrozenTeacher) or teacher.head is None:
         raise RecipeError(f"{method}: it looks inside its teacher and needs the network itself, with a classifier.")
     return teacher

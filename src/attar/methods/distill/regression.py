@@ -71,7 +71,7 @@ class Regression(Method):
 
     def __init__(self, recipe: RegressionRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = setup.require_teacher("regression")
+        teacher = setup.require_teacher("regression", backbone)
         self.backbone = backbone
         width = backbone.num_features
         hidden = [width if i % 2 else 2 * width for i in range(recipe.projector_layers - 1)]

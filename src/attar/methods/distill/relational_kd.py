@@ -58,7 +58,7 @@ class RelationalKD(Method):
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])
         self.image = setup.image
-        self._teacher = (labelled_network("relational_kd", setup),)  # in a tuple: not a part of this module
+        self._teacher = (labelled_network("relational_kd", setup, backbone),)  # in a tuple: not a part of this module
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:
         teacher, recipe = self._teacher[0], self.recipe

@@ -116,7 +116,7 @@ class S2BNN(Method):
 
     def __init__(self, recipe: S2BNNRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = setup.require_teacher("s2bnn")
+        teacher = setup.require_teacher("s2bnn", backbone)
         if not recipe.distillation_weight + recipe.contrastive_weight > 0:
             raise RecipeError("s2bnn: distillation_weight and contrastive_weight are both 0; nothing would be learnt.")
         self.backbone = backbone

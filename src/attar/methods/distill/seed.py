@@ -120,7 +120,7 @@ class SEED(Method):
 
     def __init__(self, recipe: SEEDRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = setup.require_teacher("seed")
+        teacher = setup.require_teacher("seed", backbone)
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim or backbone.num_features
         width = teacher.num_features_out

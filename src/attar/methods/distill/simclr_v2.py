@@ -15,8 +15,11 @@ T is `temperature`, a `label_weight`: 0 needs no labels. A labelled image counts
 the one that `finetune` takes with the same `label_seed`. The mean over these is estimated from every batch, whose sum
 is divided by the number expected in it. There is no state besides the weights; the teacher is frozen, in eval mode.
 
-Differs: the published code of this stage is a notebook of ten steps (crop and mirror, LARS, T = 1, factor T^2), which
-is followed; schedule and batch are the paper's, from memory. The classes are the teacher's, so images need no labels.
+Differs: the published code of this stage is a notebook of ten steps: crop and mirror, LARS, T = 1, factor T^2, and a
+rate of 2.0 that falls by a cosine. Its loss and views are in all recipes, its rate in "released"; it is too short
+to have a length, so epochs and batch there are the paper's. "paper" has the rate of the paper's pretraining, 0.1
+times the root of the batch with a warm-up, which peaks at 6.4 (from memory, as are epochs and batch). The classes are
+the teacher's, so images need no labels.
 
 Cost: one step of the student and one forward pass of the teacher; with teacher_views the teacher is asked once.
 
@@ -26,7 +29,7 @@ take `kd`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -59,16 +62,18 @@ class SimCLRv2Recipe(Recipe):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # crop and mirror alone
 
 
+PAPER = SimCLRv2Recipe(  # section 4 and appendix, from memory: as in pretraining, for 400 epochs
+    epochs=400,
+    batch_size=4096,
+    optimiser="lars",
+    base_lr=0.1,
+    lr_scaling="sqrt",
+    warmup_fraction=0.05,
+    weight_decay=1e-4,
+)
 RECIPES = {
-    "paper": SimCLRv2Recipe(  # section 4 and appendix, from memory: as in pretraining, for 400 epochs
-        epochs=400,
-        batch_size=4096,
-        optimiser="lars",
-        base_lr=0.1,
-        lr_scaling="sqrt",
-        warmup_fraction=0.05,
-        weight_decay=1e-4,
-    ),
+    "paper": PAPER,
+    "released": replace(PAPER, base_lr=2.0, lr_scaling="none", warmup_fraction=0.0),  # published notebook
     "small": SimCLRv2Recipe(  # 32 px: the rates of `supervised`
         epochs=100,
         batch_size=64,
@@ -96,7 +101,7 @@ class SimCLRv2(Method):
 
     def __init__(self, recipe: SimCLRv2Recipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = setup.require_teacher("simclr_v2")
+        teacher = setup.require_teacher("simclr_v2", backbone)
         if not recipe.label_weight <= 1:
             raise RecipeError(f"simclr_v2: label_weight={recipe.label_weight} is not accepted; give 0 to 1.")
         self.backbone = backbone

@@ -96,7 +96,7 @@ class Snapshot(Method):
         answers = logits.argmax(dim=1)
         metrics = {"cross_entropy": loss.detach(), "accuracy": (answers == batch.labels).float().mean()}
         if self._cycle(progress.step, progress) > 0:
-            taught = self.teacher(batch.images).float()
+            taught = self.teacher(batch.images)
             distillation = soft_cross_entropy(
                 logits, taught, student_temperature=1.0, teacher_temperature=recipe.teacher_temperature
             )

@@ -23,7 +23,8 @@ Cost: four views of each image for both networks: an epoch costs four of kd, so 
 steps, and with self_supervision_weight=0, which is kd on rotated images too.
 
 Choose it when teacher and student are of different families, labels are few or noisy, and compute is not: there its
-published gains over kd are the largest (up to 5 points from ResNet to ShuffleNet).
+published gains over kd are the largest (5.2 points from ResNet-50 to MobileNetV2, 4.4 from ResNet-32x4
+to ShuffleNetV1).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class SSKD(Method):
 
     def __init__(self, recipe: SSKDRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = labelled_network("sskd", setup)
+        teacher = labelled_network("sskd", setup, backbone)
         _check_head(recipe, teacher)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])

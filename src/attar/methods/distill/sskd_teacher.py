@@ -85,7 +85,7 @@ class SSKDTeacher(Method):
 
     def __init__(self, recipe: SSKDTeacherRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        teacher = labelled_network("sskd_teacher", setup)
+        teacher = labelled_network("sskd_teacher", setup, backbone)
         _check_same(backbone, teacher, setup)
         backbone.load_state_dict(teacher.backbone.state_dict())
         self.backbone = backbone.requires_grad_(False)
