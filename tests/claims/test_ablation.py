@@ -256,3 +256,16 @@ def test_a_teacher_where_none_teaches_is_refused():
     for name in ("moco_queue", "sskd", "seed"):
         with pytest.raises(RecipeError, match="--teacher would be ignored"):
             reproduce(name, teacher="resnet18")
+
+
+@pytest.mark.slow
+def test_an_arm_that_the_images_do_not_admit_is_left_out_and_named(tmp_path, tiny, monkeypatch):
+    from attar.claims import transfer
+
+    claim = transfer.CLAIMS["pretext_tasks"]
+    arms = {key: claim.arms[key] for key in ("rotation", "colorization")}
+    expectations = [e for e in claim.expectations if e.better[0] in arms]
+    monkeypatch.setitem(transfer.CLAIMS, "pretext_tasks", replace(claim, arms=arms, expectations=expectations))
+    found = reproduce("pretext_tasks", out=tmp_path / "claim", device="cpu")
+    assert set(found.values) == {"untrained", "rotation"} == set(found.arms)
+    assert "colour images" in found.conditions["left out"] and "colorization" not in found.verdict

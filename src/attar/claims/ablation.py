@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,7 +19,7 @@ from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import set_up
 from attar.claims.teachers import PermutedTeacher, untrained_twin
-from attar.errors import RecipeError
+from attar.errors import AttarError, RecipeError
 from attar.evaluation.metrics import LOWER_IS_BETTER
 from attar.train.log import read_json_lines
 
@@ -38,7 +38,8 @@ class Arm:
     for arms whose method builds another one (of lightness only, of tokens). teacher: for methods that distil: "teacher"
     is the claim's own, "random" the same network untrained, "permuted" the teacher's answers for another image; or an
     earlier arm, of the same seed.
-    epochs: times those of the size.
+    epochs: times those of the size. may_be_refused: its method needs what not all images have (colours); where it
+    refuses them, the arm is left out, and the result says why.
     """
 
     what: str
@@ -49,6 +50,7 @@ class Arm:
     own_twin: bool = False
     teacher: str = ""
     epochs: float = 1.0
+    may_be_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,21 @@ def run_ablation(
             _train(claim.teacher, train, out=out / "teacher", backbone=plan.teacher, stem=plan.stem, seed=0, **common)
         measure(result, "teacher", taught_by, train, held_out, device, seed=0, protocols=claim.protocols)
     for seed in range(num_seeds):
-        for key, arm in claim.arms.items():
+        for key, arm in dict(claim.arms).items():
             run = out / f"seed{seed}" / key
             network: dict[str, Any] = (
                 {"backbone": arm.backbone} if arm.backbone else {"backbone": backbone, "stem": stem}
             )
-            _train(arm, train, out=run, seed=seed, **network, **common)
+            try:
+                _train(arm, train, out=run, seed=seed, **network, **common)
+            except AttarError as error:
+                if not arm.may_be_refused:
+                    raise
+                claim = _without(claim, key)
+                del result.arms[key]
+                result.arms.pop(f"untrained {key}", None)
+                result.conditions["left out"] = f"{arm.what} ({error})"
+                continue
             first = key == next(name for name, arm in claim.arms.items() if not arm.own_twin)
             twin = f"untrained {key}" if arm.own_twin else "untrained" if first and probed else ""
             measured: dict[str, Any] = {"untrained": twin, "protocols": claim.protocols}
@@ -217,6 +228,13 @@ def run_ablation(
         result.verdict = judge(claim, result, digits=data == "digits")
         result.save(out)
     return result
+
+
+def _without(claim: Ablation, arm: str) -> Ablation:
+    """The claim without an arm, and without what was expected of it."""
+    arms = {key: value for key, value in claim.arms.items() if key != arm}
+    kept = [e for e in claim.expectations if arm not in (*e.better, *e.worse)]
+    return replace(claim, arms=arms, expectations=kept)
 
 
 def _train(
