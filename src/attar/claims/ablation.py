@@ -136,7 +136,7 @@ SIZES = {
         stem="standard",
         vit="vit_micro_p8",
         teacher="resnet18",
-        epochs=20,
+        epochs=10,
         batch_size=64,
         seeds=3,
     ),
