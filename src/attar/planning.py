@@ -161,8 +161,8 @@ def must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, Any
             lines.append(f"{_OF_DIGESTS.get(key, f'{key}: {was!r} -> {now[key]!r}')}")
     if lines:
         raise RunChanged(
-            f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}. Continue it with those "
-            "of its recipe.yaml, or start anew in another --out; nothing was changed."
+            f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}.",
+            "Continue it with those of its recipe.yaml, or start anew in another --out; nothing was changed.",
         )
 
 

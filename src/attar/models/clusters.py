@@ -65,7 +65,8 @@ class ClusterSettings:
 
     def check(self, num_images: int) -> None:
         """Raises RecipeError where this many images cannot be clustered so."""
-        for name in ("num_clusters", "grid", "kmeans_iterations", "images_per_cluster", "min_cluster_size"):
+        numbers = ("num_clusters", "grid", "kmeans_iterations", "images_per_cluster", "min_cluster_size")
+        for name in numbers if self.pca_dim is None else (*numbers, "pca_dim"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RecipeError(f"{name}={value!r} is not accepted; give a whole number, 1 or more.")

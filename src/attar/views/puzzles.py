@@ -83,7 +83,6 @@ class MakeTiles:
             batch.labels,
         )
 
-
     def _of_equal_strength(self, tiles: Tensor) -> Tensor:
         """In pixel values, where a grey tile stays grey: divided by a deviation for each channel, its brightness would
         show as a tint."""
