@@ -362,7 +362,9 @@ def clusters_of(request: Request, plan: Plan, world: Any) -> Clusters:
         if not isinstance(given, Clusters):
             settings = ClusterSettings.of(plan.recipe, seed=request.seed)
             return find_clusters(given, plan.images, settings, **where)  # type: ignore[arg-type]
-        given.assign(plan.images, **where)  # type: ignore[arg-type]
+        named = given.assign(plan.images, **where)  # type: ignore[arg-type]
+        if is_main and (without := int((named.sizes == 0).sum())):
+            logger.warning("%d of the %d clusters have none of these images.", without, named.num_clusters)
         return given
 
     return world.main_first(found)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar.errors import DataError, RecipeError, RunChanged, RunError
-from attar.request import Request, describe
+from attar.request import Request, check_outside, describe
 from attar.train.run import RunFolder, check_writable
 from attar.training import Run, train
 
@@ -190,6 +190,7 @@ def cluster(
 
     given = {name: value for name, value in locals().items() if name in _OF_CLUSTERS and value is not None}
     out = Path(out)
+    check_outside(out, source)
     if (out / "backbone.json").exists():
         raise RunChanged(f"{out} already holds clusters, or a run.", "Choose another --out; nothing was changed.")
     made = load_clusters(run) if is_clusters(run) else None
