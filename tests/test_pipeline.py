@@ -285,3 +285,13 @@ def test_what_is_there_comes_back_where_making_it_anew_fails(tmp_path, monkeypat
     assert (tmp_path / "out" / "made" / "backbone.json").read_bytes() == made
     assert [folder.name for folder in (tmp_path / "out").iterdir() if folder.is_dir()] == ["made"]
     assert "Nothing was changed" not in caplog.text and "nothing was changed" not in caplog.text
+
+
+def test_clusters_whose_table_is_gone_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    stage = {"name": "made", "cluster": {"run": "pixels", "source": "digits", "num_clusters": 8, "image_size": 8}}
+    file = write(tmp_path / "r.yaml", {"out": str(tmp_path / "out"), "stages": [stage]})
+    assert run(file).ran == ["made"] and run(file).ran == []
+    (tmp_path / "out" / "made" / "labels.parquet").unlink()
+    assert run(file).ran == ["made"] and run(file).ran == []
+    assert (tmp_path / "out" / "made" / "labels.parquet").is_file()

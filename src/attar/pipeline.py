@@ -282,7 +282,7 @@ def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
             digests[stage.name] = digest
         for name in mentioned if stage.kind in ("evaluate", "export") else ():
             about.setdefault(name, []).append(digest)
-        if done.get(key) == digest and _output(stage, arguments).exists():
+        if done.get(key) == digest and all(file.exists() for file in _outputs(stage, arguments)):
             logger.info("Stage %d of %d, %s: done already.", number, len(plan), stage.title)
             result.skipped.append(stage.title)
             continue
@@ -340,15 +340,16 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
     return found
 
 
-def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
-    """The file whose presence shows that a stage has done its work."""
+def _outputs(stage: Stage, arguments: dict[str, Any]) -> list[Path]:
+    """The files whose presence shows that a stage has done its work."""
     if stage.kind in NAMED:
-        return arguments["out"] / "backbone.json"
+        made = ["backbone.json", "labels.parquet"] if stage.kind == "cluster" else ["backbone.json"]
+        return [arguments["out"] / name for name in made]
     if stage.kind in ("report", "embed"):
-        return Path(arguments["out"])
+        return [Path(arguments["out"])]
     if stage.kind == "evaluate":
-        return Path(arguments["run"]) / "evaluation.json"
-    return Path(arguments.get("out") or Path(arguments["run"]) / "export.json")
+        return [Path(arguments["run"]) / "evaluation.json"]
+    return [Path(arguments.get("out") or Path(arguments["run"]) / "export.json")]
 
 
 _LABELLED = ("labelled", "test")  # sources whose labels count

@@ -318,6 +318,7 @@ def features_of(
             key=f"central view of {images.canvas_size} px, {images.channels} channels",
             device=device,
             show_progress=shown,
+            smaller="take a layer with fewer features, or a smaller grid",
         ).answers[0]
 
 
