@@ -233,6 +233,7 @@ def test_the_three_stages_of_sskd_are_a_pipeline(tmp_path):
         ({"grid": 0, "layer": "stage3"}, "stage 2: grid=0 is not accepted"),
         ({"num_clusters": 1}, "stage 2: num_clusters=1 does not suit"),
         ({"pca_dim": 0}, "stage 2: pca_dim=0 is not accepted; give a whole number, 1 or more"),
+        ({"grid": 9, "layer": "stage1"}, "stage 2: grid=9 is finer than stage1, a map of 8 x 8 places; give 8 or less"),
         ({"image_size": 16}, "stage 2: image_size: 16 would be ignored: pretext takes images of 8 pixels"),
         ({"source": "nowhere/"}, "stage 2: no such file or folder: nowhere"),
         ({"device": "gpu"}, "stage 2: --device 'gpu' is unknown"),

@@ -185,6 +185,7 @@ def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) ->
     """Will the run of an earlier stage take images of this size, and has its network a layer of this name?"""
     from attar.methods.base import load
     from attar.models.backbones import build_backbone
+    from attar.models.clusters import check_grid
     from attar.stages import check_not_about_made
 
     run, size = arguments["run"], arguments.get("image_size")
@@ -205,6 +206,8 @@ def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) ->
     layers = build_backbone(backbone, image_size=expected or 224, stem=given["stem"]).stages_of_blank()
     if layer not in layers:
         raise RecipeError(f"{backbone}: " + unknown_name("layer", layer, layers))
+    if expected:
+        check_grid(arguments.get("grid") or 1, layer, layers[layer])
 
 
 _NUMBERS = {

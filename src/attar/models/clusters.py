@@ -28,7 +28,7 @@ from torch import Tensor
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import AttarError, CheckpointError, RecipeError
-from attar.models.layers import LayerFeatures
+from attar.models.layers import LayerFeatures, laid_out
 from attar.models.saved import load_backbone, save_backbone
 from attar.models.teachers import FrozenTeacher, cache_answers, renormalised
 from attar.views.augmentation import CentreView
@@ -270,6 +270,15 @@ class Named:
         }
 
 
+def check_grid(grid: int, layer: str, feature_map: Tensor) -> None:
+    """Raises RecipeError for a grid that is finer than the map, which would stay as it is."""
+    height, width = laid_out(feature_map).shape[2:]
+    if grid > max(height, width):
+        raise RecipeError(
+            f"grid={grid} is finer than {layer}, a map of {height} x {width} places; give {max(height, width)} or less."
+        )
+
+
 class _Layer:
     """A frozen network as a teacher of one of its layers."""
 
@@ -282,6 +291,8 @@ class _Layer:
             teacher.backbone if plain else LayerFeatures(teacher.backbone, [settings.layer], side=settings.grid)
         )
         self.network.eval()
+        if not plain:
+            check_grid(settings.grid, settings.layer, teacher.backbone.stages_of_blank()[settings.layer])
         self.num_features_out = int(self.network.num_features)
         self.digest = "" if not teacher.digest else f"{teacher.digest} {settings.layer} {settings.grid}"
 
