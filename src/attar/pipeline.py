@@ -196,7 +196,7 @@ def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) ->
             f"image_size: {size} would be ignored: {run} takes images of {expected} pixels. Leave it out."
         )
     if trained is not None and trained.kind == "cluster":
-        check_not_about_made(run, arguments)
+        check_not_about_made(run, [name for name, value in arguments.items() if value is not None])
     if layer == "features" or trained is None or trained.kind not in TRAININGS:
         return
     bound = inspect.signature(_function(trained.kind)).bind(**trained.arguments, out=".")
