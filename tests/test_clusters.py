@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from attar import stages
+from attar.cli import main
 from attar.errors import RecipeError, RunError
 from attar.models.backbones import build_backbone
 
@@ -79,8 +80,29 @@ def test_a_network_as_teacher_clusters_the_training_images_itself(photos, tmp_pa
     assert (run.path / "clusters" / "gallery.npz").is_file()
 
 
+def test_clusters_that_the_images_do_not_fall_into_are_told_and_one_alone_teaches_nothing(
+    photos, tmp_path, monkeypatch, capsys, caplog
+):
+    stages.cluster("pixels", photos("first"), out=tmp_path / "a", num_clusters=3, image_size=16, **QUIET)
+    second = photos("second")
+    arguments = ["cluster", str(tmp_path / "a"), str(second / "dark"), "--out", str(tmp_path / "b")]
+    monkeypatch.setattr("sys.argv", ["attar", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    without = json.loads((tmp_path / "b" / "labels.json").read_text())["without_images"]
+    assert without and f"; {without} have none of these images; sizes" in capsys.readouterr().out
+    training = dict(teacher=tmp_path / "a", method="cluster_transfer", backbone="resnet8x0.5", epochs=1, batch_size=8)
+    monkeypatch.setattr("attar.models.clusters.nearest", lambda table, ids, *_: (0 * ids, np.ones(len(ids))))
+    with pytest.raises(RecipeError, match="all 24 images of .*second fall into one cluster of "):
+        stages.distill(second, out=tmp_path / "run", **training, **QUIET)
+    assert "clusters have none of these images" in caplog.text and not (tmp_path / "run").exists()
+
+
 def test_refusals(photos, tmp_path):
     first = photos("first")
+    with pytest.raises(RunError, match="lies inside the images of"):
+        stages.cluster("pixels", first, out=first, num_clusters=2, image_size=16, **QUIET)
+    assert sorted(path.name for path in first.iterdir()) == ["bright", "dark"]
     stages.cluster("pixels", first, out=tmp_path / "a", num_clusters=2, image_size=16, **QUIET)
     with pytest.raises(RunError, match="already holds clusters"):
         stages.cluster("pixels", first, out=tmp_path / "a", num_clusters=3, image_size=16, **QUIET)

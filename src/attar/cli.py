@@ -283,9 +283,10 @@ def cluster(
     if json_output:
         _print_json({"out": str(out), **numbers})
     else:
+        without = f"; {numbers['without_images']} have none of these images" if numbers["without_images"] else ""
         print(
             f"{numbers['num_clusters']} clusters of {numbers['asked_for']} asked for ({numbers['empty']} empty, "
-            f"{numbers['dissolved']} dissolved); sizes {numbers['smallest']} to {numbers['largest']}, median "
+            f"{numbers['dissolved']} dissolved){without}; sizes {numbers['smallest']} to {numbers['largest']}, median "
             f"{numbers['median']:g}: {out}\nTo see what is in them: attar report {out}"
         )
 

@@ -35,7 +35,11 @@ class RunError(AttarError):
 
 
 class RunChanged(RunError):
-    """A run folder that holds a run with other settings than those asked for."""
+    """A folder that holds something else than what was asked for. found: what, as a sentence; advice: what to do."""
+
+    def __init__(self, found: str, advice: str = ""):
+        super().__init__(f"{found} {advice}".strip())
+        self.found = found
 
 
 class TrainingError(AttarError):

@@ -23,6 +23,7 @@ import inspect
 import itertools
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Any
 import yaml
 
 from attar.errors import RecipeError, RunChanged, RunError, unknown_name
-from attar.train.run import check_writable, write_atomically
+from attar.train.run import RunFolder, check_writable, write_atomically
 
 logger = logging.getLogger("attar")
 
@@ -108,6 +109,8 @@ def read_pipeline(path: Path) -> tuple[Path, list[Stage]]:
 def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Path) -> None:
     """What would fail when its turn comes, hours later: names of runs, methods, networks, protocols, settings."""
     from attar import stages
+    from attar.data.listing import require_folder
+    from attar.data.sources import path_of
     from attar.errors import AttarError
     from attar.models.backbones import check_name
     from attar.planning import check_not_about_clusters
@@ -122,6 +125,10 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             except AttarError:
                 raise RecipeError(f"{where}: " + unknown_name("stage, folder or network", name, earlier)) from None
     try:
+        paths = [path_of(stage.arguments[key]) for key in _SOURCES if stage.arguments.get(key) is not None]
+        for path in (path for path in paths if path is not None):
+            if not path.absolute().is_relative_to(out.absolute()):  # what lies there, an earlier stage may make
+                require_folder(path)
         if stage.kind in TRAININGS:
             bound = inspect.signature(_function(stage.kind)).bind(**stage.arguments, out=out / str(stage.name))
             bound.apply_defaults()
@@ -133,12 +140,13 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             if given.get("init") in earlier:
                 given["init"] = None
             check(request := Request(**given))
+            _check_channels(stage, earlier)
             taught_by = earlier.get(taught_by) if isinstance(taught_by, str) else None
             if taught_by and taught_by.kind == "cluster":
                 check_not_about_clusters(request, str(taught_by.name))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
-            _check_layer(stage.arguments, earlier)
+            _check_clustered(stage.arguments, earlier)
         elif stage.kind == "evaluate":
             stages.check_evaluation(
                 stage.arguments.get("protocols", ("knn",)),
@@ -149,21 +157,57 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
         raise type(error)(f"{where}: {error}") from None
 
 
-def _check_layer(arguments: dict[str, Any], earlier: Mapping[str, Stage]) -> None:
-    """Has the network that an earlier stage will train a layer of this name?"""
-    from attar.models.backbones import build_backbone
+def _said(name: Any, argument: str, earlier: Mapping[str, Stage]) -> int | None:
+    """The image_size or channels of the run that an earlier stage will make: its own, or those of what it starts from;
+    None where only its images will tell."""
+    stage = earlier.get(name) if isinstance(name, str) else None
+    if stage is None:
+        return None
+    own = stage.arguments.get(argument)
+    if isinstance(own, int):
+        return own
+    begun_from = (stage.arguments.get(key) for key in ("run", "teacher", "init"))
+    return next((said for one in begun_from if (said := _said(one, argument, earlier))), None)
 
-    trained, layer = earlier.get(arguments["run"]), arguments.get("layer") or "features"
+
+def _check_channels(stage: Stage, earlier: Mapping[str, Stage]) -> None:
+    """Are the channels those of the teacher, or of the run to start from, as far as an earlier stage says them?"""
+    own = stage.arguments.get("channels")
+    for key in ("teacher", "init"):
+        theirs = _said(stage.arguments.get(key), "channels", earlier)
+        if theirs and isinstance(own, int) and own != theirs:
+            raise RecipeError(
+                f"channels: {own} does not go with {key}: {stage.arguments[key]}, which takes {theirs}. Leave it out."
+            )
+
+
+def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) -> None:
+    """Will the run of an earlier stage take images of this size, and has its network a layer of this name?"""
+    from attar.methods.base import load
+    from attar.models.backbones import build_backbone
+    from attar.models.clusters import check_grid
+    from attar.stages import check_not_about_made
+
+    run, size = arguments["run"], arguments.get("image_size")
+    trained, layer = earlier.get(run), arguments.get("layer") or "features"
+    expected = _said(run, "image_size", earlier)
+    if size is not None and expected and size != expected:
+        raise RecipeError(
+            f"image_size: {size} would be ignored: {run} takes images of {expected} pixels. Leave it out."
+        )
+    if trained is not None and trained.kind == "cluster":
+        check_not_about_made(run, [name for name, value in arguments.items() if value is not None])
     if layer == "features" or trained is None or trained.kind not in TRAININGS:
         return
     bound = inspect.signature(_function(trained.kind)).bind(**trained.arguments, out=".")
     bound.apply_defaults()
     given = bound.arguments
-    layers = build_backbone(
-        given["backbone"], image_size=given["image_size"] or 64, stem=given["stem"]
-    ).stages_of_blank()
+    backbone = load(given["method"]).METHOD.backbone_name(given["backbone"])
+    layers = build_backbone(backbone, image_size=expected or 224, stem=given["stem"]).stages_of_blank()
     if layer not in layers:
-        raise RecipeError(f"{given['backbone']}: " + unknown_name("layer", layer, layers))
+        raise RecipeError(f"{backbone}: " + unknown_name("layer", layer, layers))
+    if expected:
+        check_grid(arguments.get("grid") or 1, layer, layers[layer])
 
 
 _NUMBERS = {
@@ -241,7 +285,7 @@ def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
             digests[stage.name] = digest
         for name in mentioned if stage.kind in ("evaluate", "export") else ():
             about.setdefault(name, []).append(digest)
-        if done.get(key) == digest and _output(stage, arguments).exists():
+        if done.get(key) == digest and all(file.exists() for file in _outputs(stage, arguments)):
             logger.info("Stage %d of %d, %s: done already.", number, len(plan), stage.title)
             result.skipped.append(stage.title)
             continue
@@ -259,7 +303,10 @@ def carry_out(plan: list[Stage], out: Path) -> PipelineResult:
 
 
 def _carry_out(stage: Stage, arguments: dict[str, Any]) -> Any:
-    """The stage's function; a training that differs from the one in its folder starts anew, the old one is kept."""
+    """The stage's function; what differs from what its folder holds is made anew, and the old folder is kept.
+
+    Where making it anew fails before anything is there, the old folder comes back.
+    """
     function = _function(stage.kind)
     try:
         return function(**arguments)
@@ -267,8 +314,15 @@ def _carry_out(stage: Stage, arguments: dict[str, Any]) -> Any:
         folder = Path(arguments["out"])
         number = next(i for i in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{i}").exists())
         aside = folder.rename(folder.with_name(f"{folder.name}.replaced-{number}"))
-        logger.warning("%s It is kept as %s; training anew.", str(error).split(". Continue")[0] + ".", aside)
+        logger.warning("%s It is kept as %s; making it anew.", error.found, aside)
+    try:
         return function(**arguments)
+    except BaseException:
+        if not RunFolder(folder).has_begun:
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+            logger.warning("That failed; what was kept as %s is %s again.", aside, folder)
+        raise
 
 
 def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
@@ -289,15 +343,16 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
     return found
 
 
-def _output(stage: Stage, arguments: dict[str, Any]) -> Path:
-    """The file whose presence shows that a stage has done its work."""
+def _outputs(stage: Stage, arguments: dict[str, Any]) -> list[Path]:
+    """The files whose presence shows that a stage has done its work."""
     if stage.kind in NAMED:
-        return arguments["out"] / "backbone.json"
+        made = ["backbone.json", "labels.parquet"] if stage.kind == "cluster" else ["backbone.json"]
+        return [arguments["out"] / name for name in made]
     if stage.kind in ("report", "embed"):
-        return Path(arguments["out"])
+        return [Path(arguments["out"])]
     if stage.kind == "evaluate":
-        return Path(arguments["run"]) / "evaluation.json"
-    return Path(arguments.get("out") or Path(arguments["run"]) / "export.json")
+        return [Path(arguments["run"]) / "evaluation.json"]
+    return [Path(arguments.get("out") or Path(arguments["run"]) / "export.json")]
 
 
 _LABELLED = ("labelled", "test")  # sources whose labels count

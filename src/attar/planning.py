@@ -161,8 +161,8 @@ def must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, Any
             lines.append(f"{_OF_DIGESTS.get(key, f'{key}: {was!r} -> {now[key]!r}')}")
     if lines:
         raise RunChanged(
-            f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}. Continue it with those "
-            "of its recipe.yaml, or start anew in another --out; nothing was changed."
+            f"{request.out} holds a run that was begun with other settings: {'; '.join(lines)}.",
+            "Continue it with those of its recipe.yaml, or start anew in another --out; nothing was changed.",
         )
 
 
@@ -362,7 +362,9 @@ def clusters_of(request: Request, plan: Plan, world: Any) -> Clusters:
         if not isinstance(given, Clusters):
             settings = ClusterSettings.of(plan.recipe, seed=request.seed)
             return find_clusters(given, plan.images, settings, **where)  # type: ignore[arg-type]
-        given.assign(plan.images, **where)  # type: ignore[arg-type]
+        named = given.assign(plan.images, **where)  # type: ignore[arg-type]
+        if is_main and (without := int((named.sizes == 0).sum())):
+            logger.warning("%d of the %d clusters have none of these images.", without, named.num_clusters)
         return given
 
     return world.main_first(found)

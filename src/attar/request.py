@@ -102,10 +102,7 @@ def check(request: Request) -> None:
     _check_teacher_exists(request.teacher)
     _check_init(request)
     _check_label_options(request, method)
-    if isinstance(request.source, (str, Path)) and Path(request.out).absolute().is_relative_to(
-        Path(request.source).absolute()
-    ):
-        raise RunError(f"--out {request.out} lies inside the images of {request.source}; choose a folder elsewhere.")
+    check_outside(request.out, request.source)
     _check_backbone(request, method)
     if request.compile and method.needs_tokens:
         raise RecipeError(
@@ -115,6 +112,12 @@ def check(request: Request) -> None:
         raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
+
+
+def check_outside(out: str | Path, source: Any) -> None:
+    """Raises RunError for a folder to write inside the images, which would be among them the next time."""
+    if isinstance(source, (str, Path)) and Path(out).absolute().is_relative_to(Path(source).absolute()):
+        raise RunError(f"--out {out} lies inside the images of {source}; choose a folder elsewhere.")
 
 
 _LEAST = {

@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar.errors import DataError, RecipeError, RunChanged, RunError
-from attar.request import Request, describe
+from attar.request import Request, check_outside, describe
 from attar.train.run import RunFolder, check_writable
 from attar.training import Run, train
 
@@ -190,11 +190,12 @@ def cluster(
 
     given = {name: value for name, value in locals().items() if name in _OF_CLUSTERS and value is not None}
     out = Path(out)
+    check_outside(out, source)
     if (out / "backbone.json").exists():
-        raise RunChanged(f"{out} already holds clusters, or a run; choose another --out. Nothing was changed.")
+        raise RunChanged(f"{out} already holds clusters, or a run.", "Choose another --out; nothing was changed.")
     made = load_clusters(run) if is_clusters(run) else None
-    if made is not None and given:
-        raise RecipeError(f"{', '.join(given)}: it would be ignored, because the clusters of {run} are made already.")
+    if made is not None:
+        check_not_about_made(run, given)
     reading: dict[str, Any] = {"labels": labels, "cache": cache, "workers": workers, "progress": progress}
     image_size = image_size or _size_for(run, source, **reading)
     teacher = made.teacher if made else load_teacher(run, output="features", image_size=image_size)
@@ -225,6 +226,14 @@ def cluster(
     (out / "labels.json").write_text(json.dumps(numbers, indent=1))
     made.save(out)  # last: its presence means complete
     return numbers
+
+
+def check_not_about_made(run: Any, given: Iterable[str]) -> None:
+    """Raises RecipeError for arguments of `cluster` that clusters which are made already would ignore."""
+    if ignored := [name for name in _OF_CLUSTERS if name in given]:
+        raise RecipeError(
+            f"{', '.join(ignored)}: it would be ignored, because the clusters of {run} are made already. Leave it out."
+        )
 
 
 def check_clustering(arguments: dict[str, Any]) -> None:

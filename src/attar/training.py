@@ -170,6 +170,7 @@ def _asked_once(request: Request, plan: Plan, views: Any, num_views: int, world:
             key=f"{views!r} {request.seed}",
             device=world.device,
             show_progress=is_main and request.progress,
+            smaller="ask the teacher anew every time (-s teacher_views=0)",
         )
 
     return world.main_first(answers)

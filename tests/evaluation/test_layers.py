@@ -90,6 +90,6 @@ def test_rows_have_layers_controls_and_leave_the_verdict_alone(striped, spec):
     of_layers = [r for r in both.rows if r["protocol"] == "layers" and r["metric"] == "top1"]
     found = {s: [r["settings"]["variant"] for r in of_layers if r["subject"] == s] for s in ("model", "random_init")}
     assert found["model"] == found["random_init"] == ["stage3", "stage2", "stage1", "stem"]
-    assert [r["settings"]["variant"] for r in of_layers if r["subject"] in ("pixels", "hog")] == ["pixels", "blocks"]
+    assert [r["settings"]["variant"] for r in of_layers if r["subject"] in ("pixels", "hog")] == ["means", "blocks"]
     alone = evaluate(*arguments, protocols=("layers:200",), controls=("random_init",), **QUIET)
     assert alone.details["variant"] == "stage3" and "layers stage3" in alone.verdict

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from attar.evaluation.verdict import Comparison, Findings, verdict
+from attar.evaluation.verdict import NO_WEIGHTS, Comparison, Findings, verdict
 
 
 def against(subject, value, low, high, *, ours=0.8, metric="top1"):
@@ -34,13 +34,20 @@ def test_better_than_every_control():
 def test_no_gain_over_random_comes_first(low, high, words):
     text = verdict(findings(against("random_init", 0.8, low, high), PIXELS, HOG))
     assert text.startswith(f"NO GAIN: training has not helped. The model {words} the same network at random")
-    assert "Next: train longer" in text
+    assert "Next: train longer" in text and "two views" not in text, "many methods have one"
 
 
 def test_no_gain_over_pixels_is_said_although_random_is_beaten():
     text = verdict(findings(RANDOM, against("pixels", 0.85, -0.07, -0.03), HOG))
     assert text.startswith("NO GAIN: the model is worse than raw pixels.")
     assert "augmentations may remove" in text
+
+
+def test_features_that_nobody_trained_get_no_advice_on_training():
+    worse = (against("pixels", 0.85, -0.07, -0.03), against("hog", 0.85, -0.07, -0.03))
+    text = verdict(findings(*worse, omitted={"random_init": NO_WEIGHTS}))
+    assert "Next: these features are not learnt" in text
+    assert not any(words in text for words in ("augmentations", "train longer", "fine-tune"))
 
 
 def test_hog_better_than_the_model():

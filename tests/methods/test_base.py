@@ -39,6 +39,13 @@ def test_what_would_be_ignored_or_misread_is_refused(settings, text):
         resolve_recipe("simclr", "photo", settings)
 
 
+def test_the_scale_of_a_crop_that_is_padded_is_refused():
+    assert resolve_recipe("rotation", "small", {"crop": "resized", "crop_scale": (0.5, 1)}).crop_scale == (0.5, 1)
+    for method in ("rotation", "supervised"):
+        with pytest.raises(RecipeError, match="crop_scale would be ignored: crop is 'padded'.*or set crop=resized"):
+            resolve_recipe(method, "small", {"crop_scale": (0.5, 1)})
+
+
 @pytest.mark.parametrize(
     ("method", "setting", "accepted"),
     [
@@ -53,6 +60,8 @@ def test_what_would_be_ignored_or_misread_is_refused(settings, text):
         ("jigsaw", "max_foreign=-1", "give 0 or more"),
         ("jigsaw", "channel_shift=-1", "give 0 or more"),
         ("jigsaw", "grid=0", "give 1 or more"),
+        ("jigsaw", "num_permutations=1", "give 2 or more"),
+        ("cluster_transfer", "num_clusters=1", "give 2 or more"),
         ("inpainting", "blot_cells=0", "give 1 or more"),
         ("inpainting", "overlap=-0.1", "give 0 or more"),
     ],

@@ -81,6 +81,16 @@ def test_clusters_of_other_images_are_taken_as_they_are(bench):
     assert method.pseudo_labels[torch.from_numpy(built.images.index)].tolist() == named.cluster.tolist()
 
 
+def test_images_that_all_fall_into_one_cluster_are_refused(bench):
+    built = bench("cluster_transfer")
+    settings = ClusterSettings(num_clusters=4, min_cluster_size=1)
+    clusters = find_clusters(built.setup.teacher, built.images, settings, folder=None, device=CPU)
+    clusters.centroids[1:] = 100  # far from all images
+    setup = dataclasses.replace(built.setup, clusters=clusters)
+    with pytest.raises(RecipeError, match="all 12 images of .* fall into one cluster of 4"):
+        load("cluster_transfer").METHOD(built.method.recipe, built.method.backbone, setup)
+
+
 def test_refusals(bench):
     with pytest.raises(RecipeError, match=r"num_clusters=13 does not suit 12 images.*Try num_clusters=2"):
         bench("cluster_transfer", num_clusters=13)

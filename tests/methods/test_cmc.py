@@ -78,6 +78,6 @@ def test_another_backbone_is_refused_and_grey_images_too(bench, backbone):
     built = bench("cmc")
     with pytest.raises(RecipeError, match="was given resnet8x0.5; build lab_resnet8x0.5"):
         CMC(built.method.recipe, backbone(), built.setup)
-    with pytest.raises(BackboneError, match="these have 1 channels"):
+    with pytest.raises(BackboneError, match="these have 1. Grey images"):
         build_backbone("lab_resnet8", channels=1, image_size=32)
     assert CMC.backbone_name("lab_resnet8") == CMC.backbone_name("resnet8") == "lab_resnet8"

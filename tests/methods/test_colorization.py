@@ -148,5 +148,5 @@ def test_networks_that_see_colour_or_tokens_and_grey_images_are_refused(bench, b
         Colorization(built.method.recipe, backbone(), built.setup)
     with pytest.raises(RecipeError, match="it needs a convnet with a square map"):
         Colorization(built.method.recipe, backbone(name="lightness_vit_micro_p8"), built.setup)
-    with pytest.raises(BackboneError, match="these have 1 channels"):
+    with pytest.raises(BackboneError, match="these have 1. Grey images"):
         build_backbone("lightness_resnet8", channels=1, image_size=32)

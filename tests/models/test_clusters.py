@@ -149,6 +149,9 @@ def test_any_layer_of_any_network(tmp_path, name, layer, grid, width):
         assert np.isfinite(table).all()
     with pytest.raises(BackboneError, match="unknown layer 'stage9'"):
         find_clusters(teacher(name), pictures(), replace(SETTINGS, layer="stage9"), folder=None, device=CPU)
+    if layer != "features":
+        with pytest.raises(RecipeError, match=f"grid=30 is finer than {layer}, a map of .* places; give . or less"):
+            find_clusters(teacher(name), pictures(), replace(settings, grid=30), folder=None, device=CPU)
 
 
 def test_features_and_clusters_are_found_again_by_digest(tmp_path, monkeypatch, caplog):

@@ -1,6 +1,10 @@
 """Weights on disk are whole or refused; teachers answer in their own terms and never learn."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,14 +148,73 @@ def test_a_cache_file_is_computed_once(saved, tmp_path):
     assert asked.count(0) == 2
 
 
+def test_a_pass_that_was_stopped_goes_on_where_it_was(saved, tmp_path, monkeypatch):
+    images = load_images(np.random.default_rng(0).integers(0, 256, (10, 16, 16), np.uint8), image_size=16)
+    teacher, asked = FrozenTeacher(saved[1], IMAGE, digest="a"), []
+    common = dict(num_views=2, key="k", device=torch.device("cpu"), show_progress=False, batch_size=4)
+
+    def view_of(batch, view):
+        asked.append((view, batch.index.tolist()))
+        if len(asked) == stop_at:
+            raise KeyboardInterrupt
+        return (batch.canvases.float() / 255 - 0.4) / 0.2 + view
+
+    monkeypatch.setattr("attar.models.teachers._GrowingTable.SECONDS_BETWEEN_NOTES", 0)
+    stop_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        cache_answers(teacher, images, IMAGE, view_of, folder=tmp_path / "a", **common)
+    assert not list((tmp_path / "a").glob("teacher-????????????????.npy"))
+    stop_at = None
+    resumed = cache_answers(teacher, images, IMAGE, view_of, folder=tmp_path / "a", **common)
+    assert asked[4:] == [(1, [4, 5, 6, 7]), (1, [4, 5, 6, 7]), (1, [8, 9])], "what was noted is not asked again"
+    assert [file.suffix for file in (tmp_path / "a").iterdir()] == [".npy"], "nothing is left behind"
+    whole = cache_answers(teacher, images, IMAGE, view_of, folder=tmp_path / "b", **common)
+    assert np.array_equal(resumed.answers, whole.answers)
+
+    stop_at = len(asked) + 5
+    with pytest.raises(KeyboardInterrupt):
+        cache_answers(teacher, images, IMAGE, view_of, folder=tmp_path / "c", **common)
+    next((tmp_path / "c").glob("*.partial.npy")).unlink()
+    for stop_at in (len(asked) + 1, None):  # the old note says nothing of the new table
+        with nullcontext() if stop_at is None else pytest.raises(KeyboardInterrupt):
+            anew = cache_answers(teacher, images, IMAGE, view_of, folder=tmp_path / "c", **common)
+    assert np.array_equal(anew.answers, whole.answers)
+
+
+def test_two_who_ask_the_same_wait_for_one_another(saved, tmp_path, caplog):
+    images = load_images(np.zeros((10, 16, 16), np.uint8), image_size=16)
+    teacher, asked, begun, go = FrozenTeacher(saved[1], IMAGE, digest="a"), [], threading.Event(), threading.Event()
+    common = dict(num_views=1, folder=tmp_path, key="k", device=torch.device("cpu"), show_progress=False)
+
+    def view_of(batch, view):
+        asked.append(view)
+        begun.set()
+        assert go.wait(60)
+        return batch.canvases.float() / 255
+
+    def ask():
+        return cache_answers(teacher, images, IMAGE, view_of, **common)
+
+    with ThreadPoolExecutor(2) as pool, caplog.at_level("INFO", logger="attar"):
+        first = pool.submit(ask)
+        assert begun.wait(60)
+        second = pool.submit(ask)
+        while "waiting for it" not in caplog.text and not second.done():
+            time.sleep(0.01)
+        go.set()
+        assert np.array_equal(first.result().answers, second.result().answers)
+    assert asked == [0] and len(list(tmp_path.glob("teacher-*"))) == 1
+
+
 def test_a_cache_that_does_not_fit_on_the_disk_is_refused(saved, tmp_path, monkeypatch):
     images = load_images(np.zeros((10, 16, 16), np.uint8), image_size=16)
     teacher = FrozenTeacher(saved[1], IMAGE, digest="a")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     common = dict(num_views=2, folder=tmp_path / "cache", key="k", device=torch.device("cpu"))
-    with pytest.raises(CheckpointError, match=r"need 0 MB in .*cache.*teacher_views=0"):
-        cache_answers(teacher, images, IMAGE, lambda batch, view: pytest.fail("asked"), **common)
-    assert not list((tmp_path / "cache").iterdir())
+    for smaller, text in (("buy another", "on another disk, or buy another."), ("", "on another disk.$")):
+        with pytest.raises(CheckpointError, match=r"need 0 MB in .*cache.*" + text):
+            cache_answers(teacher, images, IMAGE, lambda *_: pytest.fail("asked"), smaller=smaller, **common)
+    assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 def test_which_output_a_teacher_gives(saved):

@@ -55,6 +55,12 @@ def open_source(source: AnySource, labels: str | None = None) -> Source:
     return _open_path(Path(text).expanduser(), labels)
 
 
+def path_of(source: str) -> Path | None:
+    """The folder or file that a source names; None for a known set and for shards."""
+    known = source in ("digits", "elpv") or source.partition(":")[0] in ("torchvision", "hf", "shards")
+    return None if known else Path(source).expanduser()
+
+
 def _open_path(path: Path, labels: str | None) -> Source:
     require_folder(path)
     if path.is_dir():

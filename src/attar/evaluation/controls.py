@@ -18,6 +18,7 @@ from attar.data.images import Images, ImageSpec
 from attar.errors import RecipeError, unknown_name
 from attar.evaluation.features import match_channels, read_ahead
 from attar.evaluation.subject import Subject
+from attar.evaluation.verdict import NO_WEIGHTS
 from attar.models.backbones import build_backbone, evaluation_mode
 from attar.models.lab import SeesLab
 from attar.views.augmentation import CentreView
@@ -67,7 +68,7 @@ def random_init(model: Subject) -> Subject:
 
     spec, task = model.spec, model.task
     if not any(True for _ in model.backbone.parameters()):
-        raise Omitted("the model has no weights")
+        raise Omitted(NO_WEIGHTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         plain = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)

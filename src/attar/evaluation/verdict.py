@@ -22,6 +22,7 @@ NAMES = {
     "teacher": "the teacher",
     "pretrained": "the ImageNet-pretrained twin",
 }
+NO_WEIGHTS = "the model has no weights"  # why there is no random_init
 _METRIC_NAMES = {
     "top1": "top-1",
     "roc_auc": "ROC-AUC",
@@ -191,15 +192,17 @@ def _next_steps(f: Findings) -> list[str]:
         return ["lower the learning rate, or take another method; health.jsonl shows when it happened."]
     random, pixels = f.against("random_init"), f.against("pixels")
     steps = []
-    if random and random.outcome != "better":
+    if f.omitted.get("random_init") == NO_WEIGHTS:
+        steps.append("these features are not learnt: train a network on your images (attar pretrain), and compare it.")
+    elif random and random.outcome != "better":
         steps.append(
-            "train longer and look at views.png: the two views of an image must share what your labels depend on. "
+            "train longer and look at views.png: what the network is shown must hold what your labels depend on. "
             "If the images are few, start from published weights (--pretrained)."
         )
     elif pixels and pixels.outcome != "better":
         steps.append(
             "the augmentations may remove what the labels depend on (colour, position, scale): weaken them, "
-            "e.g. less jitter or larger crops."
+            "e.g. larger crops, or less jitter where there is any."
         )
     elif f.controls and f.controls[0].outcome == "worse":
         steps.append("train longer, or with larger images.")

@@ -326,6 +326,7 @@ def _check_range(method: str, name: str, value: Any) -> None:
 # (pattern of the field's name, what it accepts in words, and as a rule); the first that matches counts
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     (r"num_local_views|teacher_views|queue_length", "0 or more", lambda v: v >= 0),
+    (r"num_(clusters|prototypes|permutations)", "2 or more", lambda v: v >= 2),  # of one, nothing can be told apart
     (r"epochs|batch_size|num_.*|.*_dim|.*_layers|.*_length|.*_iterations|.*_cells|grid", "1 or more", lambda v: v >= 1),
     (r"lr_drops|.*_(fraction|share)|(.*_)?momentum|low_resolution", "a number from 0 to 1", lambda v: 0 <= v <= 1),
     (r"dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1),
@@ -353,15 +354,16 @@ _USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "final_lr": ("cosine", "linear"),
         "num_cycles": ("cosine",),
     },
+    "crop": {"crop_scale": ("resized",)},  # a field of some methods
 }
 
 
 def _refuse_ignored(method: str, recipe: Recipe, overrides: dict[str, Any]) -> None:
     """A setting that would be ignored is an error."""
     for chooser, users in _USED_BY.items():
-        chosen = getattr(recipe, chooser)
+        chosen = getattr(recipe, chooser, None)
         for name, accepted in users.items():
-            if name in overrides and chosen not in accepted:
+            if name in overrides and chosen is not None and chosen not in accepted:
                 raise RecipeError(
                     f"{method}: {name} would be ignored: {chooser} is {chosen!r}, and {name} is used with "
                     f"{' or '.join(accepted)}. Leave it out, or set {chooser}={accepted[0]}."

@@ -301,7 +301,11 @@ def build_backbone(
 
 def _build_lab(spec: BackboneSpec, pretrained: bool) -> Backbone:
     if spec.channels != 3:
-        raise BackboneError(f"{spec.name} splits colour images; these have {spec.channels} channels, and 3 are needed.")
+        raise BackboneError(
+            f"{spec.name} takes lightness and colour apart, so it needs images of 3 channels; these have "
+            f"{spec.channels}. Grey images have no colour for colorization or cmc to learn from: take rotation or "
+            "inpainting."
+        )
     prefix = lab.PREFIX if spec.name.startswith(lab.PREFIX) else lab.LIGHTNESS_PREFIX
     parts = [
         build_backbone(

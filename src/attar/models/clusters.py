@@ -28,7 +28,7 @@ from torch import Tensor
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import AttarError, CheckpointError, RecipeError
-from attar.models.layers import LayerFeatures
+from attar.models.layers import LayerFeatures, laid_out
 from attar.models.saved import load_backbone, save_backbone
 from attar.models.teachers import FrozenTeacher, cache_answers, renormalised
 from attar.views.augmentation import CentreView
@@ -65,7 +65,8 @@ class ClusterSettings:
 
     def check(self, num_images: int) -> None:
         """Raises RecipeError where this many images cannot be clustered so."""
-        for name in ("num_clusters", "grid", "kmeans_iterations", "images_per_cluster", "min_cluster_size"):
+        numbers = ("num_clusters", "grid", "kmeans_iterations", "images_per_cluster", "min_cluster_size")
+        for name in numbers if self.pca_dim is None else (*numbers, "pca_dim"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RecipeError(f"{name}={value!r} is not accepted; give a whole number, 1 or more.")
@@ -269,6 +270,15 @@ class Named:
         }
 
 
+def check_grid(grid: int, layer: str, feature_map: Tensor) -> None:
+    """Raises RecipeError for a grid that is finer than the map, which would stay as it is."""
+    height, width = laid_out(feature_map).shape[2:]
+    if grid > max(height, width):
+        raise RecipeError(
+            f"grid={grid} is finer than {layer}, a map of {height} x {width} places; give {max(height, width)} or less."
+        )
+
+
 class _Layer:
     """A frozen network as a teacher of one of its layers."""
 
@@ -281,6 +291,8 @@ class _Layer:
             teacher.backbone if plain else LayerFeatures(teacher.backbone, [settings.layer], side=settings.grid)
         )
         self.network.eval()
+        if not plain:
+            check_grid(settings.grid, settings.layer, teacher.backbone.stages_of_blank()[settings.layer])
         self.num_features_out = int(self.network.num_features)
         self.digest = "" if not teacher.digest else f"{teacher.digest} {settings.layer} {settings.grid}"
 
@@ -317,6 +329,7 @@ def features_of(
             key=f"central view of {images.canvas_size} px, {images.channels} channels",
             device=device,
             show_progress=shown,
+            smaller="take a layer with fewer features, or a smaller grid",
         ).answers[0]
 
 

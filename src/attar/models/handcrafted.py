@@ -72,7 +72,7 @@ class Pixels(nn.Module):
         self.size = size
 
     def stages_of(self, images: Tensor) -> dict[str, Tensor]:
-        return {"pixels": F.adaptive_avg_pool2d(images.float(), self.size)}
+        return {"means": F.adaptive_avg_pool2d(images.float(), self.size)}
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.stages_of(images)["pixels"].flatten(1)
+        return self.stages_of(images)["means"].flatten(1)

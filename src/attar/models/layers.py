@@ -23,13 +23,19 @@ def pooled(feature_map: Tensor, side: int) -> Tensor:
     Returns:
         (B, C * min(H, side) * min(W, side)); a map that is no larger than the grid stays as it is.
     """
-    if feature_map.ndim == 3:
-        tokens = feature_map.transpose(1, 2)  # (B, C, N)
-        rows = math.isqrt(tokens.shape[2])
-        square = rows * rows == tokens.shape[2]
-        feature_map = tokens.unflatten(2, (rows, rows)) if square else tokens.mean(dim=2)[..., None, None]
+    feature_map = laid_out(feature_map)
     height, width = feature_map.shape[2:]
     return F.adaptive_avg_pool2d(feature_map, (min(height, side), min(width, side))).flatten(1)
+
+
+def laid_out(feature_map: Tensor) -> Tensor:
+    """A map (B, C, H, W) as it is; tokens (B, N, C) as one, of a single place where they fill no square."""
+    if feature_map.ndim != 3:
+        return feature_map
+    tokens = feature_map.transpose(1, 2)  # (B, C, N)
+    rows = math.isqrt(tokens.shape[2])
+    square = rows * rows == tokens.shape[2]
+    return tokens.unflatten(2, (rows, rows)) if square else tokens.mean(dim=2)[..., None, None]
 
 
 def side_for(feature_map: Tensor, values: int) -> int:

@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -229,13 +231,18 @@ def cache_answers(
     device: torch.device,
     batch_size: int = 256,
     show_progress: bool = True,
+    smaller: str = "",
 ) -> CachedTeacher:
     """Compute (or find) the answers of a teacher for `num_views` views of every image.
 
+    A pass that was stopped goes on where it noted last how far it was, about a minute before.
+
     Args:
         view_of: (canvas batch, view number) -> normalised images, what the student will see.
-        folder: where teacher-KEY.npy is kept; written beside and renamed, so a file that is there is complete.
+        folder: where teacher-KEY.npy is kept; written as teacher-KEY.partial.npy and renamed, so a file that is there
+            is complete.
         key: what the views depend on (their numbers and the seed); joined with the teacher's and the images' digests.
+        smaller: what else a person can do where the table does not fit on the disk.
 
     Raises:
         CheckpointError: the table does not fit on the disk.
@@ -244,35 +251,83 @@ def cache_answers(
     path = folder / f"teacher-{digest.hexdigest()[:16]}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.npy")  # two runs may compute the same table
-        shape = (num_views, images.num_ids, teacher.num_features_out)
-        logger.info(
-            "Asking the teacher once for %d views of %d images: %.0f MB.", num_views, len(images), 2e-6 * np.prod(shape)
-        )
-        table = _reserved(temporary, shape)
-        parts = np.array_split(np.arange(len(images)), max(-(-len(images) // batch_size), 1))
-        with Progress("teacher", num_views * len(parts), shown=show_progress) as progress:
-            for view in range(num_views):
-                for positions in parts:
-                    batch = images.batch(positions).to(device)
-                    answers = teacher(view_of(batch, view), batch.index, image)
-                    table[view, images.index[positions]] = answers.cpu().numpy().astype(np.float16)
-                    progress.advance()
-        table.flush()
-        del table
-        os.replace(temporary, path)
+        with _alone(path.with_suffix(".lock")):  # two runs may ask for the same table
+            if not path.is_file():
+                N, shape = len(images), (num_views, images.num_ids, teacher.num_features_out)
+                growing = _GrowingTable(path, shape, smaller)
+                with Progress("teacher", num_views * N, shown=show_progress, done=growing.done) as progress:
+                    while growing.done < num_views * N:
+                        view, first = divmod(growing.done, N)
+                        positions = np.arange(first, min(first + batch_size, N))
+                        batch = images.batch(positions).to(device)
+                        answers = teacher(view_of(batch, view), batch.index, image)
+                        growing.write(view, images.index[positions], answers)
+                        progress.advance(len(positions))
+                growing.finish()
     return CachedTeacher(np.load(path, mmap_mode="r"), digest=teacher.digest, classes=getattr(teacher, "classes", ()))
 
 
-def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
+class _GrowingTable:
+    """A table of answers while it is written, view after view, beside a note of how many are there (`done`)."""
+
+    SECONDS_BETWEEN_NOTES = 60.0  # each waits for the disk
+
+    def __init__(self, path: Path, shape: tuple[int, ...], smaller: str):
+        self.path, self._partial, self._note = path, path.with_suffix(".partial.npy"), path.with_suffix(".done")
+        begun = self._partial.is_file() and self._note.is_file()
+        self.done = int(self._note.read_text() or 0) if begun else 0
+        self._noted = time.monotonic()
+        if self.done:
+            logger.info("Asking the teacher goes on: %d answers are there.", self.done)
+            self._table = np.lib.format.open_memmap(self._partial, mode="r+")
+        else:
+            logger.info("Asking the teacher once; its answers take %.0f MB.", 2e-6 * np.prod(shape))
+            self._note.unlink(missing_ok=True)  # of a table that was deleted
+            self._table = _reserved(self._partial, shape, smaller)
+
+    def write(self, view: int, ids: np.ndarray, answers: Tensor) -> None:
+        self._table[view, ids] = answers.cpu().numpy().astype(np.float16)
+        self.done += len(ids)
+        if time.monotonic() - self._noted >= self.SECONDS_BETWEEN_NOTES:
+            self._table.flush()  # first: what the note says must be there after a loss of power, too
+            beside = self._note.with_suffix(".note")
+            beside.write_text(str(self.done))
+            os.replace(beside, self._note)
+            self._noted = time.monotonic()
+
+    def finish(self) -> None:
+        self._table.flush()
+        del self._table
+        os.replace(self._partial, self.path)
+        self._note.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time; the others wait. The lock is the system's, so it is gone with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory lock
+        yield
+        return
+    with open(lock, "w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Another process is asking the teacher the same; waiting for it.")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+        lock.unlink(missing_ok=True)  # not where the pass failed: who waits for it must still be alone
+
+
+def _reserved(path: Path, shape: tuple[int, ...], smaller: str) -> np.memmap:
     """A new table of NaN on the disk. Its room is reserved first: a map into a full disk ends in a bus error."""
     needed = 2 * int(np.prod(shape))
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise CheckpointError(
             f"the teacher's answers need {needed / 1e6:.0f} MB in {path.parent}, where {free / 1e6:.0f} MB are free. "
-            "Free some space, give --cache a folder on another disk, or ask the teacher anew every time "
-            "(-s teacher_views=0)."
+            f"Free some space, or give --cache a folder on another disk{smaller and ', or '}{smaller}."
         )
     table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     if hasattr(os, "posix_fallocate"):

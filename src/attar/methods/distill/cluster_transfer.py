@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
+from attar.errors import RecipeError
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.models.clusters import ClusterSettings, Named, find_clusters
@@ -115,6 +116,12 @@ class ClusterTransfer(Method):
         super().__init__(recipe)
         self.backbone = backbone
         named = _named(recipe, backbone, setup)
+        if (named.sizes > 0).sum() < 2:
+            raise RecipeError(
+                f"cluster_transfer: all {len(named.cluster)} images of {setup.images.name} fall into one cluster of "
+                f"{named.num_clusters}, so there is nothing to tell apart; take other images, another layer, or "
+                "clusters made of these images."
+            )
         self.head = nn.Linear(backbone.num_features, named.num_clusters)
         labels = torch.full((setup.images.num_ids,), -1)  # -1: no such image
         labels[torch.from_numpy(setup.images.index)] = torch.from_numpy(named.cluster)
