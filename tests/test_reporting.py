@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from attar import stages
-from attar.errors import RunError
+from attar.errors import CheckpointError, RunError
+from attar.models.clusters import load_clusters
 from attar.reporting.gallery import collect_gallery, map_of
 from attar.reporting.page import write_report
 from attar.reporting.plots import smoothed, ticks
@@ -189,3 +190,16 @@ def test_clusters_alone_make_a_page(tmp_path, monkeypatch):
     Page(text)
     assert text.count("<figure>") == 12 and "12 clusters by the features of pixels" in text
     assert "How to load it" not in text and "None" not in text
+
+
+def test_clusters_without_pictures_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    stages.cluster("pixels", "digits", out=tmp_path / "clusters", num_clusters=12, image_size=8, progress=False)
+    (tmp_path / "clusters" / "gallery.npz").unlink()
+    with pytest.raises(RunError, match="clusters without pictures"):
+        write_report([tmp_path / "clusters"], tmp_path / "r.html")
+    described = tmp_path / "clusters" / "clusters.json"
+    about = json.loads(described.read_text())
+    described.write_text(json.dumps({**about, "settings": {**about["settings"], "layer": "means", "grid": 2}}))
+    with pytest.raises(CheckpointError, match="another layer means: its centroids have 64 values, that layer has 4"):
+        load_clusters(tmp_path / "clusters")

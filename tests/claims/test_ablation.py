@@ -16,12 +16,14 @@ from attar.claims.ablation import Ablation, Arm, Expectation, Size, judge
 from attar.claims.base import ClaimResult
 from attar.claims.feature_distillation import CLAIMS as DISTILLATION
 from attar.claims.self_distillation import CLAIMS as SELF
+from attar.claims.teachers import copy_of
 from attar.claims.views_and_collapse import CLAIMS as VIEWS
 from attar.data.images import ImageSpec
 from attar.data.load import load_images
 from attar.errors import RecipeError
 from attar.methods.base import Progress, Setup, load, resolve_recipe
 from attar.models.backbones import build_backbone
+from attar.models.saved import load_backbone
 from attar.views.draws import Draws
 
 ABLATIONS = {**VIEWS, **DISTILLATION, **SELF}
@@ -244,12 +246,21 @@ def test_a_network_of_ones_own_teaches_in_the_place_of_the_claims(tmp_path, tiny
     own = tmp_path / "own"
     stages.pretrain("digits", out=own, backbone="resnet14x0.5", image_size=8, epochs=1, batch_size=64, progress=False)
     found = reproduce("foundation", out=tmp_path / "claim", device="cpu", teacher=str(own))
-    assert not (tmp_path / "claim" / "teacher").exists() and set(found.values["teacher"]) >= {"knn", "linear"}
-    recipe = yaml.safe_load((tmp_path / "claim" / "seed0" / "foundation" / "recipe.yaml").read_text())
-    assert recipe["teacher"]["name"] == str(own)
+    assert set(found.values["teacher"]) >= {"knn", "linear"} and not (own / "evaluation.json").exists()
+    (folder,) = (tmp_path / "claim").glob("taught-by-*")
+    recipe = yaml.safe_load((folder / "seed0" / "foundation" / "recipe.yaml").read_text())
+    assert recipe["teacher"]["name"] == str(folder / "teacher")
+    assert load_backbone(folder / "teacher")[0].spec == load_backbone(own)[0].spec
     steps = recipe["settings"]["epochs"] * (200 // recipe["settings"]["batch_size"])
     assert found.compute["foundation"]["images"] == [steps * recipe["settings"]["batch_size"] / 1000]
     assert "| 1,000 images seen | seconds |" in found.table()
+
+
+def test_a_network_by_name_is_built_for_the_images_of_the_claim(tmp_path):
+    folder = copy_of("hog", tmp_path, image_size=16, channels=1)
+    _, image, _ = load_backbone(folder / "teacher")
+    assert (image.size, image.channels) == (16, 1)
+    assert copy_of("hog", tmp_path, image_size=32, channels=1) != folder
 
 
 def test_a_teacher_where_none_teaches_is_refused():
@@ -268,4 +279,4 @@ def test_an_arm_that_the_images_do_not_admit_is_left_out_and_named(tmp_path, tin
     monkeypatch.setitem(transfer.CLAIMS, "pretext_tasks", replace(claim, arms=arms, expectations=expectations))
     found = reproduce("pretext_tasks", out=tmp_path / "claim", device="cpu")
     assert set(found.values) == {"untrained", "rotation"} == set(found.arms)
-    assert "colour images" in found.conditions["left out"] and "colorization" not in found.verdict
+    assert "Grey images have no colour" in found.conditions["left out"] and "colorization" not in found.verdict

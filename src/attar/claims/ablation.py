@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from attar import stages
 from attar.claims.base import ClaimResult, compare, few_seeds
 from attar.claims.images import set_up
-from attar.claims.teachers import PermutedTeacher, untrained_twin
-from attar.errors import AttarError, RecipeError
+from attar.claims.teachers import PermutedTeacher, copy_of, untrained_twin
+from attar.errors import BackboneError, RecipeError
 from attar.evaluation.metrics import LOWER_IS_BETTER
 from attar.train.log import read_json_lines
 
@@ -170,6 +170,9 @@ def run_ablation(
     if teacher is not None and claim.teacher is None:
         raise RecipeError(f"--teacher would be ignored: no arm of {claim.name} is taught by a network. Leave it out.")
     plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
+    if teacher is not None:
+        out = copy_of(teacher, out, image_size=plan.image_size, channels=train.channels)
+    taught_by = out / "teacher"
     batch_size = min(plan.batch_size, max(len(train) // 4, 2))
     vit = claim.network == "vit"
     backbone, stem = (plan.vit, "standard") if vit else (plan.convnet, plan.stem)
@@ -199,11 +202,10 @@ def run_ablation(
         "resume": True,
     }
     if claim.teacher is not None:
-        taught_by: str | Path = teacher or out / "teacher"
         common["taught_by"] = taught_by
         result.arms["teacher"] = f"teacher, {teacher or f'{claim.teacher.what} ({plan.teacher})'}, for reference"
         if teacher is None:
-            _train(claim.teacher, train, out=out / "teacher", backbone=plan.teacher, stem=plan.stem, seed=0, **common)
+            _train(claim.teacher, train, out=taught_by, backbone=plan.teacher, stem=plan.stem, seed=0, **common)
         measure(result, "teacher", taught_by, train, held_out, device, seed=0, protocols=claim.protocols)
     for seed in range(num_seeds):
         for key, arm in dict(claim.arms).items():
@@ -213,7 +215,7 @@ def run_ablation(
             )
             try:
                 _train(arm, train, out=run, seed=seed, **network, **common)
-            except AttarError as error:
+            except (BackboneError, RecipeError) as error:
                 if not arm.may_be_refused:
                     raise
                 claim = _without(claim, key)
@@ -237,9 +239,7 @@ def _without(claim: Ablation, arm: str) -> Ablation:
     return replace(claim, arms=arms, expectations=kept)
 
 
-def _train(
-    arm: Arm, train: Images, *, out: Path, plan: Size, taught_by: str | Path | None = None, **options: Any
-) -> None:
+def _train(arm: Arm, train: Images, *, out: Path, plan: Size, taught_by: Path | None = None, **options: Any) -> None:
     options |= {"method": arm.method, "recipe": arm.recipe, "epochs": max(round(arm.epochs * plan.epochs), 1)}
     of_size = {"batch_size": options["batch_size"], "teacher": plan.teacher, "stem": plan.stem}
     options["settings"] = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
@@ -248,7 +248,7 @@ def _train(
         return
     teacher: Any = taught_by
     if arm.teacher == "random":
-        teacher = untrained_twin(teacher, out.parent.parent / "random-teacher", train)
+        teacher = untrained_twin(teacher, teacher.with_name("random-teacher"), train)
     elif arm.teacher == "permuted":
         from attar.methods.base import resolve_recipe
         from attar.models.teachers import load_teacher

@@ -15,8 +15,9 @@ from attar.train.run import RunFolder, write_atomically
 class ClaimResult:
     """values[arm][metric] is a list, one value a seed; an arm that is trained once has one.
 
-    compute[arm]: what its training took, likewise: images (thousands that were passed over, however many views of each
-    the method makes) and seconds (of this machine, with what else it did).
+    compute[arm]: what its own training took, without that of its teachers: images (thousands that were passed over,
+    however many views of each the method makes) and seconds (of this machine, with what else it did; of a training
+    that was resumed, by the speed of its last stretch).
     """
 
     name: str
@@ -32,7 +33,7 @@ class ClaimResult:
         return asdict(self)
 
     def table(self) -> str:
-        """A Markdown table: mean ± standard deviation over seeds, and the mean compute."""
+        """A Markdown table: mean ± standard deviation over seeds, and the mean compute of each arm's own training."""
         metrics = sorted({m for row in self.values.values() for m in row})
         costs = {"images": "1,000 images seen", "seconds": "seconds"} if self.compute else {}
         heads = [*metrics, *costs.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,23 @@ if TYPE_CHECKING:
     from attar.data.images import Images, ImageSpec
     from attar.models.backbones import Backbone
     from attar.models.teachers import FrozenTeacher
+
+
+def copy_of(network: str, out: Path, *, image_size: int, channels: int) -> Path:
+    """A folder below `out` for what this network teaches, and in it the network as `teacher`: all arms see the same,
+    nothing is written where it lies, and another network has another folder. image_size, channels: for names."""
+    from attar.models.saved import load_backbone, load_head, save_backbone, save_head
+
+    backbone, image, about = load_backbone(network, image_size=image_size, channels=channels)
+    digest = hashlib.sha256(f"{network} {about.get('sha256')} {image}".encode()).hexdigest()
+    folder = out / f"taught-by-{digest[:8]}"
+    if not (folder / "teacher" / "backbone.json").is_file():
+        (folder / "teacher").mkdir(parents=True, exist_ok=True)
+        head = load_head(Path(network), "projector")
+        if head is not None:
+            save_head(folder / "teacher", "projector", head)
+        save_backbone(folder / "teacher", backbone, image, provenance={"name": network})
+    return folder
 
 
 def untrained_twin(run: str | Path, out: Path, images: Images, *, seed: int = 0) -> Path:

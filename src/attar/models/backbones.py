@@ -184,11 +184,15 @@ def _timm_stages(network: Any, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
+_STEMS = ("act1", "act2", "bn1", "conv_stem", "features.conv1_1", "features.norm0", "layer0", "level0", "stem_dct")
+LAYER_NAMES = 2  # part of what a cache of layers is found by: counted up when a name comes to mean another map
+
+
 def _named(network: Any, maps: Sequence[Tensor]) -> dict[str, Tensor]:
     """stage1, stage2, …, as papers count them: where timm's first map is the stem's (ResNets: layer1 is stage1), it is
     called so."""
     first = network.feature_info[0]["module"] if isinstance(getattr(network, "feature_info", None), list) else ""
-    stem = first in ("act1", "bn1", "features.norm0") or first.split(".")[0] == "stem"
+    stem = first in _STEMS or first.split(".")[0] == "stem"
     names = ["stem"] * stem + [f"stage{i + 1}" for i in range(len(maps) - stem)]
     return dict(zip(names, maps, strict=True))
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import AttarError, CheckpointError, RecipeError
+from attar.models.backbones import LAYER_NAMES
 from attar.models.layers import LayerFeatures, laid_out
 from attar.models.saved import load_backbone, save_backbone
 from attar.models.teachers import FrozenTeacher, cache_answers, renormalised
@@ -294,7 +295,7 @@ class _Layer:
         if not plain:
             check_grid(settings.grid, settings.layer, teacher.backbone.stages_of_blank()[settings.layer])
         self.num_features_out = int(self.network.num_features)
-        self.digest = "" if not teacher.digest else f"{teacher.digest} {settings.layer} {settings.grid}"
+        self.digest = "" if not teacher.digest else f"{teacher.digest} {settings.layer} {settings.grid} {LAYER_NAMES}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
@@ -345,7 +346,7 @@ def find_clusters(
     """Cluster images by a network's features; found again in `folder` where the same was done before."""
     settings.check(len(images))
     seen = [teacher.image.to_json(), images.canvas_size, images.channels]  # HOG's digest is its name only
-    text = json.dumps([teacher.digest, images.digest, seen, asdict(settings)])
+    text = json.dumps([teacher.digest, images.digest, seen, asdict(settings), LAYER_NAMES])
     kept = None
     if folder is not None and teacher.digest:
         kept = folder / f"clusters-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -392,4 +393,11 @@ def load_clusters(folder: str | Path, *, name: str = "") -> Clusters:
     backbone, image, _ = load_backbone(folder)
     teacher = FrozenTeacher(backbone, image, digest=network["digest"], name=name or network["name"])
     projection = Projection(arrays.get("mean"), arrays.get("directions"), settings.normalise)
+    width = len(arrays["directions"]) if "directions" in arrays else arrays["centroids"].shape[1]
+    expected = _Layer(teacher, settings)
+    if width != expected.num_features_out:
+        raise CheckpointError(
+            f"{folder} was made by an earlier version, which called another layer {settings.layer}: its centroids have "
+            f"{width} values, that layer has {expected.num_features_out}. Make the clusters anew."
+        )
     return Clusters(teacher, settings, projection, arrays["centroids"], numbers)

@@ -282,7 +282,8 @@ class _GrowingTable:
             self._table = np.lib.format.open_memmap(self._partial, mode="r+")
         else:
             logger.info("Asking the teacher once; its answers take %.0f MB.", 2e-6 * np.prod(shape))
-            self._note.unlink(missing_ok=True)  # of a table that was deleted
+            for left in (self._note, self._partial):  # of a pass that was stopped before it noted anything
+                left.unlink(missing_ok=True)
             self._table = _reserved(self._partial, shape, smaller)
 
     def write(self, view: int, ids: np.ndarray, answers: Tensor) -> None:
@@ -316,6 +317,8 @@ def _alone(lock: Path) -> Iterator[None]:
         except BlockingIOError:
             logger.info("Another process is asking the teacher the same; waiting for it.")
             fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:  # a network's file system without locks
+            logger.warning("%s cannot be locked (%s); do not ask the same twice at a time.", lock.parent, error)
         yield
         lock.unlink(missing_ok=True)  # not where the pass failed: who waits for it must still be alone
 

@@ -97,6 +97,9 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     if not runs:
         raise RunError("report: give at least one run folder, or clusters that attar cluster made.")
     folders = [Path(run) for run in runs]
+    for folder in folders:
+        if is_clusters(folder) and not (folder / "gallery.npz").is_file():
+            raise RunError(f"{folder} holds clusters without pictures; attar cluster makes them with pictures.")
     contents = [RunContent.read(folder) for folder in folders if not is_clusters(folder)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True

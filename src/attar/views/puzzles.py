@@ -21,7 +21,7 @@ from attar.views.batches import Neighbours, Tiles
 from attar.views.draws import Draws
 
 Colours = Literal["drop", "project", "keep"]
-FLAT = 1 / 64  # least standard deviation to divide by: below one grey level of 255, there is nothing but rounding
+FLAT = 1 / 64  # least standard deviation to divide by, of normalised values (of pixels a quarter): rounding lies below
 
 
 def cut(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
@@ -90,7 +90,7 @@ class MakeTiles:
         std, mean = (torch.tensor(v, device=tiles.device).view(-1, 1, 1) for v in (image.std, image.mean))
         pixels = tiles * std + mean
         centred = pixels - pixels.mean(dim=(2, 3, 4), keepdim=True)
-        return centred / centred.square().mean(dim=(2, 3, 4), keepdim=True).sqrt().clamp(min=1 / 255)
+        return centred / centred.square().mean(dim=(2, 3, 4), keepdim=True).sqrt().clamp(min=FLAT / 4)
 
 
 @dataclass(frozen=True)
