@@ -201,5 +201,5 @@ def test_clusters_without_pictures_are_named(tmp_path, monkeypatch):
     described = tmp_path / "clusters" / "clusters.json"
     about = json.loads(described.read_text())
     described.write_text(json.dumps({**about, "settings": {**about["settings"], "layer": "means", "grid": 2}}))
-    with pytest.raises(CheckpointError, match="another layer means: its centroids have 64 values, that layer has 4"):
+    with pytest.raises(CheckpointError, match="another layer means: its centroids have 192 values, that layer has 12"):
         load_clusters(tmp_path / "clusters")
