@@ -130,9 +130,7 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             if not path.absolute().is_relative_to(out.absolute()):  # what lies there, an earlier stage may make
                 require_folder(path)
         if stage.kind in TRAININGS:
-            bound = inspect.signature(_function(stage.kind)).bind(**stage.arguments, out=out / str(stage.name))
-            bound.apply_defaults()
-            given = {**bound.arguments, "resume": True}
+            given = {**_with_defaults(stage, out), "resume": True}
             taught_by = given.get("teacher")
             several = taught_by if isinstance(taught_by, list) else [taught_by]
             if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
@@ -155,6 +153,13 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             )
     except AttarError as error:
         raise type(error)(f"{where}: {error}") from None
+
+
+def _with_defaults(stage: Stage, out: Path) -> dict[str, Any]:
+    """All arguments of the function that a stage of training calls."""
+    bound = inspect.signature(_function(stage.kind)).bind(**stage.arguments, out=out / str(stage.name))
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _said(name: Any, argument: str, earlier: Mapping[str, Stage]) -> int | None:
@@ -199,9 +204,7 @@ def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) ->
         check_not_about_made(run, [name for name, value in arguments.items() if value is not None])
     if layer == "features" or trained is None or trained.kind not in TRAININGS:
         return
-    bound = inspect.signature(_function(trained.kind)).bind(**trained.arguments, out=".")
-    bound.apply_defaults()
-    given = bound.arguments
+    given = _with_defaults(trained, Path())
     backbone = load(given["method"]).METHOD.backbone_name(given["backbone"])
     layers = build_backbone(backbone, image_size=expected or 224, stem=given["stem"]).stages_of_blank()
     if layer not in layers:

@@ -263,7 +263,7 @@ def _train(arm: Arm, train: Images, *, out: Path, plan: Size, taught_by: Path | 
 def measure(
     result: ClaimResult,
     arm: str,
-    run: str | Path,
+    run: Path,
     train: Images,
     held_out: Images,
     device: str,
@@ -290,8 +290,8 @@ def measure(
             values = result.values.setdefault(arm_of[row["subject"]], {})
             name = row["protocol"] if row["metric"] == "top1" else row["metric"]
             values.setdefault(name, []).append(row["value"])
-    result.add_compute(arm, Path(run))
-    health = read_json_lines(Path(run) / "health.jsonl")
+    result.add_compute(arm, run)
+    health = read_json_lines(run / "health.jsonl")
     if health:
         result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
 

@@ -31,7 +31,7 @@ def copy_of(network: str, out: Path, *, image_size: int, channels: int) -> Path:
     return folder
 
 
-def untrained_twin(run: str | Path, out: Path, images: Images, *, seed: int = 0) -> Path:
+def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
     """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run.
 
     Its batch norm statistics are those of the images: with the initial ones it would be a straw man. Made once.
@@ -46,7 +46,7 @@ def untrained_twin(run: str | Path, out: Path, images: Images, *, seed: int = 0)
     from attar.models.saved import load_backbone, load_head, save_backbone, save_head
 
     trained, image, _ = load_backbone(run)
-    head = load_head(Path(run), "projector")
+    head = load_head(run, "projector")
     torch.manual_seed(seed)
     backbone = build_backbone(**trained.spec.to_json())
     calibrate_batchnorm(backbone, images, image, device="cpu", batch_size=256)
