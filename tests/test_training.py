@@ -339,3 +339,21 @@ def test_several_teachers_of_classes_are_refused(pixels, tmp_path):
     both = f"{tmp_path / 'a'},{tmp_path / 'b'}"
     with pytest.raises(RecipeError, match="kd learns from one teacher's classes, and 2 teachers are named"):
         stages.distill(tmp_path / "data.npz", teacher=both, out=tmp_path / "run", method="kd", **TINY)
+
+
+def test_operations_of_a_step_are_counted(tmp_path):
+    """Of each layer 2 a weight and place forwards, and twice that backwards, but for the gradient of the images."""
+    run = stages.pretrain("digits", out=tmp_path / "run", method="supervised", **TINY)
+    network, counts = build_backbone("resnet8x0.5", image_size=8, channels=1), []
+
+    def count(layer, _, output):
+        counts.append(2 * layer.weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1))
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(count)
+    features = network(torch.zeros(1, 1, 8, 8))
+    classifier = 2 * features.shape[1] * 10
+    crop = 2 * 2 * 8**3  # rows, then columns, as matrix products
+    assert run.fit.flops_per_step == 64 * (3 * sum(counts) - counts[0] + 3 * classifier + crop)
+    assert json.loads((run.path / "fit.json").read_text())["flops_per_step"] == run.fit.flops_per_step

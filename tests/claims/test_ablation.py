@@ -253,7 +253,7 @@ def test_a_network_of_ones_own_teaches_in_the_place_of_the_claims(tmp_path, tiny
     assert load_backbone(folder / "teacher")[0].spec == load_backbone(own)[0].spec
     steps = recipe["settings"]["epochs"] * (200 // recipe["settings"]["batch_size"])
     assert found.compute["foundation"]["images"] == [steps * recipe["settings"]["batch_size"] / 1000]
-    assert "| 1,000 images seen | seconds |" in found.table()
+    assert "| 1,000 images seen | TFLOP |" in found.table()
 
 
 def test_a_network_by_name_is_built_for_the_images_of_the_claim(tmp_path):

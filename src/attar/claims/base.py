@@ -15,9 +15,8 @@ from attar.train.run import RunFolder, write_atomically
 class ClaimResult:
     """values[arm][metric] is a list, one value a seed; an arm that is trained once has one.
 
-    compute[arm]: what its own training took, without that of its teachers: images (thousands that were passed over,
-    however many views of each the method makes) and seconds (of this machine, with what else it did; of a training
-    that was resumed, by the speed of its last stretch).
+    compute[arm]: what its own training took, without the training of its teachers: images (thousands that were passed
+    over, however many views of each the method makes) and tflops (10^12 operations of its steps, see FitResult).
     """
 
     name: str
@@ -35,14 +34,14 @@ class ClaimResult:
     def table(self) -> str:
         """A Markdown table: mean ± standard deviation over seeds, and the mean compute of each arm's own training."""
         metrics = sorted({m for row in self.values.values() for m in row})
-        costs = {"images": "1,000 images seen", "seconds": "seconds"} if self.compute else {}
+        costs = {"images": "1,000 images seen", "tflops": "TFLOP"} if self.compute else {}
         heads = [*metrics, *costs.values()]
         lines = ["| arm | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
         for arm, what in self.arms.items():
             cells = [spread(self.values.get(arm, {}).get(metric, [])) for metric in metrics]
             for cost in costs:
                 took = self.compute.get(arm, {}).get(cost, [])
-                cells.append(f"{statistics.mean(took):,.0f}" if took else "–")
+                cells.append(f"{statistics.mean(took):,.{0 if statistics.mean(took) > 10 else 1}f}" if took else "–")
             lines.append(f"| {what} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -50,12 +49,13 @@ class ClaimResult:
         """Note what the training of this run took."""
         run_folder = RunFolder(run)
         took = run_folder.read_json("fit.json")
-        if took is None or not took["images_per_second"]:
+        if took is None:
             return
         images = took["total_steps"] * run_folder.read_recipe()["settings"]["batch_size"]
-        costs = self.compute.setdefault(arm, {"images": [], "seconds": []})
+        costs = self.compute.setdefault(arm, {"images": [], "tflops": []})
         costs["images"].append(images / 1000)
-        costs["seconds"].append(images / took["images_per_second"])
+        if took.get("flops_per_step"):
+            costs["tflops"].append(took["total_steps"] * took["flops_per_step"] / 1e12)
 
     def text(self) -> str:
         conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from attar.data.images import CanvasBatch, Images, ImageSpec
 from attar.errors import RecipeError, TrainingError
@@ -123,7 +124,9 @@ class Job:
 class FitResult:
     """step: updates done in all. seconds, images_per_second: of this call. collapsed: at the last measurement.
 
-    peak_memory: bytes; of the GPU, or of the whole process on a CPU.
+    peak_memory: bytes; of the GPU, or of the whole process on a CPU. flops_per_step: operations of convolutions and
+    matrix products in this call's first update, of all processes: views, forwards, backwards, and a teacher (a cached
+    one does nothing then). 0 where they cannot be counted: a compiled backbone, no step done.
     """
 
     step: int
@@ -133,6 +136,7 @@ class FitResult:
     interrupted: bool
     collapsed: bool
     peak_memory: int
+    flops_per_step: int
 
 
 def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = False) -> FitResult:
@@ -154,6 +158,7 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     interrupted = False
     earlier = read_json_lines(run / "health.jsonl") if resume else []
     collapsed = bool(earlier and earlier[-1].get("collapsed"))
+    counter = FlopCounterMode(display=False)
     began = last_save = time.monotonic()
 
     def save() -> None:
@@ -172,7 +177,8 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
             progress = Progress(step, plan.total_steps, step // plan.steps_per_epoch, job.recipe.epochs)
             step_began = time.monotonic()
             lr = set_rates(job.optimiser, job.recipe, progress)
-            terms = update(job, fetched.parts, progress)
+            with counter if step == start and not options.compile else contextlib.nullcontext():
+                terms = update(job, fetched.parts, progress)
             step += 1
             if log is not None:
                 seconds = time.monotonic() - step_began + fetched.wait
@@ -201,7 +207,14 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
     peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else _process_memory()
     return FitResult(
-        step, plan.total_steps, seconds, rate, interrupted and step < plan.total_steps, collapsed, peak_memory
+        step=step,
+        total_steps=plan.total_steps,
+        seconds=seconds,
+        images_per_second=rate,
+        interrupted=interrupted and step < plan.total_steps,
+        collapsed=collapsed,
+        peak_memory=peak_memory,
+        flops_per_step=counter.get_total_flops() * world.world_size,
     )
 
 
