@@ -24,6 +24,7 @@ from attar.errors import RecipeError
 from attar.methods.base import Progress, Setup, load, resolve_recipe
 from attar.models.backbones import build_backbone
 from attar.models.saved import load_backbone
+from attar.training import Run
 from attar.views.draws import Draws
 
 ABLATIONS = {**VIEWS, **DISTILLATION, **SELF}
@@ -97,10 +98,11 @@ def test_every_arm_can_be_built_and_differs_in_what_it_says(name):
         settings = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
         recipe = resolve_recipe(arm.method, arm.recipe, {"epochs": 1, "batch_size": 4, **settings})
         views = load(arm.method).views(recipe, IMAGE)
-        found.add(f"{load(arm.method).METHOD} {recipe} {views} {arm.backbone} {arm.teacher} {arm.epochs}")
+        found.add(f"{load(arm.method).METHOD} {recipe} {views} {arm.backbone} {arm.teacher} {arm.init} {arm.epochs}")
         assert bool(arm.teacher) == load(arm.method).METHOD.needs_teacher
         earlier = list(claim.arms)[: list(claim.arms.values()).index(arm)]
         assert claim.teacher is not None or arm.teacher in ("", *earlier)
+        assert arm.init in ("", *earlier)
     assert len(found) == len(claim.arms)
     expected = {a for e in claim.expectations for a in (*e.better, *e.worse)}
     assert expected == set(claim.arms) or (claim.ranked and expected < set(claim.arms))
@@ -175,6 +177,7 @@ def tiny(monkeypatch):
         seeds=1,
     )
     monkeypatch.setitem(ablation.SIZES, "cpu", size)
+    monkeypatch.setitem(ablation.DISTILLING, "cpu", size)
 
 
 @pytest.mark.slow
@@ -235,6 +238,18 @@ def test_an_arm_with_another_network_stands_beside_its_own_untrained_twin(tmp_pa
     )
     assert asked == [("rgb", "untrained"), ("grey", "untrained grey")]
     assert found.arms["untrained grey"] == "untrained: lightness"
+
+
+def test_an_arm_starts_from_another_of_the_same_seed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        ablation.stages, "pretrain", lambda *_, **options: asked.append(options) or Run(tmp_path, {}, None)
+    )
+    plan = ablation.SIZES["cpu"]
+    ablation._train(
+        Arm("", "rotation", init="first"), None, out=tmp_path / "seed1" / "second", plan=plan, epochs=1, batch_size=2
+    )
+    assert asked[0]["init"] == tmp_path / "seed1" / "first"
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class Arm:
     backbone: another network than the size's. own_twin: also measure this arm's network untrained, as "untrained ARM",
     for arms whose method builds another one (of lightness only, of tokens). teacher: for methods that distil: "teacher"
     is the claim's own, "random" the same network untrained, "permuted" the teacher's answers for another image; or an
-    earlier arm, of the same seed.
+    earlier arm, of the same seed. init: an earlier arm, of the same seed, whose weights this one starts from.
     epochs: times those of the size. may_be_refused: its method needs what not all images have (colours); where it
     refuses them, the arm is left out, and the result says why.
     """
@@ -49,6 +49,7 @@ class Arm:
     backbone: str = ""
     own_twin: bool = False
     teacher: str = ""
+    init: str = ""
     epochs: float = 1.0
     may_be_refused: bool = False
 
@@ -77,26 +78,6 @@ def over(
         Expectation((better,), (arm,), f"{better} {between} {arm}{where}".replace("_", " "), margin, metrics)
         for arm in worse
     ]
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """A claim: what is said, by whom, and what must be seen.
-
-    network: which of the size's networks all arms train. ranked: the verdict also names the arms from best to worst.
-    teacher: trained once, for arms that distil, on the size's teacher network for as many epochs as the arms.
-    protocols: what every arm is measured by; "classifier" is its own.
-    """
-
-    name: str
-    statement: str
-    source: str
-    arms: Mapping[str, Arm]
-    expectations: Sequence[Expectation]
-    network: Literal["convnet", "vit"] = "convnet"
-    ranked: bool = False
-    teacher: Arm | None = None
-    protocols: tuple[str, ...] = METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +134,29 @@ SIZES = {
         seeds=3,
     ),
 }
+# of 16 px on a CPU: distilling trains a teacher, and many students
+DISTILLING = SIZES | {"cpu": replace(SIZES["cpu"], image_size=16)}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A claim: what is said, by whom, and what must be seen.
+
+    network: which of the size's networks all arms train. ranked: the verdict also names the arms from best to worst.
+    teacher: trained once, for arms that distil, on the size's teacher network for as many epochs as the arms.
+    protocols: what every arm is measured by; "classifier" is its own. sizes: by name, what --size takes.
+    """
+
+    name: str
+    statement: str
+    source: str
+    arms: Mapping[str, Arm]
+    expectations: Sequence[Expectation]
+    network: Literal["convnet", "vit"] = "convnet"
+    ranked: bool = False
+    teacher: Arm | None = None
+    protocols: tuple[str, ...] = METRICS
+    sizes: Mapping[str, Size] = field(default_factory=lambda: SIZES)
 
 
 def run_ablation(
@@ -169,7 +173,7 @@ def run_ablation(
     """Run what is missing of the experiment in `out`, then judge. teacher: instead of the one the claim trains."""
     if teacher is not None and claim.teacher is None:
         raise RecipeError(f"--teacher would be ignored: no arm of {claim.name} is taught by a network. Leave it out.")
-    plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
+    plan, train, held_out, out = set_up(claim.name, claim.sizes, size, data=data, test=test, out=out)
     if teacher is not None:
         out = copy_of(teacher, out, image_size=plan.image_size, channels=train.channels)
     taught_by = out / "teacher"
@@ -243,6 +247,8 @@ def _train(arm: Arm, train: Images, *, out: Path, plan: Size, taught_by: Path | 
     options |= {"method": arm.method, "recipe": arm.recipe, "epochs": max(round(arm.epochs * plan.epochs), 1)}
     of_size = {"batch_size": options["batch_size"], "teacher": plan.teacher, "stem": plan.stem}
     options["settings"] = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
+    if arm.init:
+        options["init"] = out.parent / arm.init
     if not arm.teacher:
         stages.pretrain(train, out=out, **options).or_stop()
         return

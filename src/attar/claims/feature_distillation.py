@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attar.claims.ablation import Ablation, Arm, over
+from attar.claims.ablation import DISTILLING, Ablation, Arm, over
 
 TEACHER = Arm("teacher, SimCLR", "simclr")
 ALONE = Arm("student, SimCLR alone", "simclr")
@@ -31,6 +31,7 @@ CLAIMS = {
     for claim in (
         Ablation(
             name="compress",
+            sizes=DISTILLING,
             statement="CompRess' student beats the same student pretrained alone, and no sham teacher does.",
             source="Koohpayegani et al. 2020, arXiv:2010.14713, tables 1 and 2; the shams are ours",
             teacher=TEACHER,
@@ -44,6 +45,7 @@ CLAIMS = {
         ),
         Ablation(
             name="compress_temperature",
+            sizes=DISTILLING,
             statement="CompRess needs a low temperature (0.04 over 0.1 over 1) and a long memory.",
             source="Koohpayegani et al. 2020, arXiv:2010.14713, section 4, ablation",
             teacher=TEACHER,
@@ -57,6 +59,7 @@ CLAIMS = {
         ),
         Ablation(
             name="seed_self",
+            sizes=DISTILLING,
             statement="SEED teaches more by soft targets over neighbours than by its paper's and its code's cold ones.",
             source="Fang et al. 2021, arXiv:2101.04731, with its temperatures and its code's; the claim is ours",
             teacher=TEACHER,
@@ -73,6 +76,7 @@ CLAIMS = {
         ),
         Ablation(
             name="s2bnn",
+            sizes=DISTILLING,
             statement="A binary network learns most from distillation alone, least from contrast alone.",
             source="Shen et al. 2021, arXiv:2102.08946, table 1 (61.5, 56.0 and 52.5)",
             teacher=TEACHER,
@@ -95,12 +99,20 @@ CLAIMS = {
                 "random": Arm("distillation from a random teacher", "s2bnn", backbone=BINARY, teacher="random"),
                 "permuted": Arm("distillation of permuted targets", "s2bnn", backbone=BINARY, teacher="permuted"),
                 "real": Arm("real weights, distillation only", "s2bnn", backbone=f"{BINARY}_real", teacher="teacher"),
+                "two_steps": Arm(
+                    "distillation only, from the real weights of that",
+                    "s2bnn",
+                    backbone=BINARY,
+                    teacher="teacher",
+                    init="real",
+                ),
             },
             expectations=[*over("distillation", "both", "random", "permuted"), *over("both", "contrastive")],
             ranked=True,
         ),
         Ablation(
             name="foundation",
+            sizes=DISTILLING,
             statement="The foundation recipe's student beats the same student pretrained alone, and plain regression; "
             "no sham teacher does.",
             source="Beyer et al. 2021, arXiv:2106.05237; lightly-train's distillation v3; the shams are ours",

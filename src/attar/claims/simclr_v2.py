@@ -5,12 +5,14 @@ The large network is pretrained once, by SimCLR, on all images. Then for each se
 
     layer1, layer0    the large network fine-tuned from the first layer of its projector, and from its features
     labels            the small network, untrained at first, on the labelled share alone
+    own               the small network, pretrained as the large one was, then fine-tuned as layer1 was
     on_labelled       distilled from layer1 on the images of the labelled share alone
     on_all            distilled from layer1 on all images, without a label
     both              the same, and half of the weight on the labels
 
-All arms of the small network, and both of the large one, take about as many optimiser steps of the same batch. Measured
-at the last epoch: top-1 of the run's own classifier on images of which nothing was trained.
+Distilled and labelled arms of the small network take about as many optimiser steps of the same batch; those that are
+fine-tuned take as many as each other. Measured at the last epoch: top-1 of the run's own classifier on images of which
+nothing was trained.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ ARMS = {
     "layer1": "large, fine-tuned from the projector's first layer (the teacher)",
     "layer0": "large, fine-tuned from its features",
     "labels": "small, on the labels alone",
+    "own": "small, pretrained itself and fine-tuned from the projector's first layer",
     "on_labelled": "small, distilled on the labelled images",
     "on_all": "small, distilled on all images",
     "both": "small, distilled on all images, with labels",
@@ -41,6 +44,7 @@ ARMS = {
 # arm -> what it must be above, in words
 EXPECTATIONS = (
     ("on_all", "labels", "unlabelled images beside labels alone"),
+    ("on_all", "own", "the large network's answers beside pretraining the small one"),
     ("on_all", "on_labelled", "unlabelled images beside distilling on the labelled ones"),
     ("layer1", "layer0", "first layer of the projector beside the features"),
 )
@@ -68,7 +72,7 @@ SIZES = {
     "cpu": Size(
         images=10_000,
         test_images=2_000,
-        image_size=32,
+        image_size=16,
         large="resnet20",
         small="resnet8x0.5",
         stem="standard",
@@ -116,17 +120,18 @@ def run_claim(
     )
     common: dict[str, Any] = {"image_size": plan.image_size, "stem": plan.stem, "device": device, "resume": True}
     batch = min(plan.batch_size, len(train) // 4)
-    stages.pretrain(
-        train,
-        out=out / "large",
-        method="simclr",
-        recipe="small",
-        backbone=plan.large,
-        epochs=plan.pretraining_epochs,
-        batch_size=min(2 * batch, len(train) // 4),
-        settings={"projector_layers": 3},
-        **common,
-    ).or_stop()
+    for name, backbone in (("large", plan.large), ("small", plan.small)):
+        stages.pretrain(
+            train,
+            out=out / name,
+            method="simclr",
+            recipe="small",
+            backbone=backbone,
+            epochs=plan.pretraining_epochs,
+            batch_size=min(2 * batch, len(train) // 4),
+            settings={"projector_layers": 3},
+            **common,
+        ).or_stop()
     for seed in range(seeds or plan.seeds):
         _train_arms(plan, train, out, seed, batch, common)
         for arm in ARMS:
@@ -149,7 +154,7 @@ def run_claim(
 
 
 def _train_arms(plan: Size, train: Images, out: Path, seed: int, batch: int, common: dict[str, Any]) -> None:
-    """The six runs of a seed; few images are passed over so often that the number of steps is about the same."""
+    """The runs of a seed; few images are passed over so often that the number of steps is about the same."""
     folder = out / f"seed{seed}"
     few = train.subset(labelled_share(train, plan.label_fraction, seed))
     small_batch = min(batch, max(len(few) // 2, 2))
@@ -158,12 +163,12 @@ def _train_arms(plan: Size, train: Images, out: Path, seed: int, batch: int, com
     share = {"label_fraction": plan.label_fraction, "label_seed": seed}
     tuning = {"method": "finetune", "recipe": "small", "seed": seed, "batch_size": small_batch, **common}
     epochs = math.ceil(plan.finetuning_steps / (len(few) // small_batch))
-    for layer in (1, 0):
+    for arm, init, layer in (("layer1", "large", 1), ("layer0", "large", 0), ("own", "small", 1)):
         stages.pretrain(
             train,
-            out=folder / f"layer{layer}",
-            init=out / "large",
-            backbone=plan.large,
+            out=folder / arm,
+            init=out / init,
+            backbone=getattr(plan, init),
             epochs=epochs,
             settings={**share, "from_layer": layer},
             **tuning,
