@@ -38,6 +38,12 @@ CLAIMS_HEAD = """# Claims
 sentence wrong: its arms, its controls, three seeds, last epoch, mean and spread, and a verdict (holds, does not hold,
 undecided) at this size. What is done is not done again. Results so far: [benchmarks](../benchmarks/README.md).
 
+`--size` is `cpu` or `gpu`. Distilling from features has `photo` too, photographs of 64 px for a teacher of one's own
+(`--teacher`). Distilling with labels (`kd`, `crd`, `sskd` and its kin) also has pairs of networks at their published
+length, whose tables show the published figures in a column of their own:
+`attar reproduce sskd --size wrn_40_2-wrn_16_2 --data torchvision:CIFAR100:train --test torchvision:CIFAR100:test`; the
+pairs are listed in `attar/claims/labelled_distillation.py`.
+
 | name | what is claimed | source |
 |---|---|---|"""
 

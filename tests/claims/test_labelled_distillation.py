@@ -73,3 +73,18 @@ def test_the_experiment_runs_once_and_its_table_says_what_it_cost(tmp_path, monk
     assert reproduce("sskd_wrong_labels", **asked).values == result.values
     assert {run: (run / "fit.json").stat().st_mtime_ns for run in runs.iterdir()} == done
     assert json.loads((tmp_path / "claim" / "claim.json").read_text())["values"]["teacher"]
+
+
+def test_a_published_pair_stands_beside_its_figures(tmp_path, monkeypatch):
+    pair = labelled_distillation.SIZES["wrn_40_2-shufflenetv1_small"]
+    assert (pair.teacher, pair.student, pair.epochs, pair.student_settings) == (
+        *("wrn_40_2", "shufflenetv1_small", 240),
+        {"base_lr": 0.04},
+    )
+    tiny = replace(TINY, published=pair.published, student_settings={"base_lr": 0.02})
+    monkeypatch.setitem(labelled_distillation.SIZES, "tiny", tiny)
+    result = reproduce("kd", size="tiny", out=tmp_path / "claim", device="cpu")
+    assert result.values["kd"]["published"] == [0.7483] and "published" not in result.values["smoothed"]
+    assert "| 74.8 |" in result.table()
+    runs = tmp_path / "claim" / "seed0"
+    assert all("base_lr: 0.02" in (run / "recipe.yaml").read_text() for run in runs.iterdir())

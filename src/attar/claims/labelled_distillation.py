@@ -4,6 +4,11 @@ One teacher, trained with all labels, and one self-supervised head for each task
 the claims of few and wrong labels it is the student's that are few or wrong. Arms are measured by their own classifier
 on images that are never touched; last epoch. Each arm says how often the student saw an image: SSKD sees four views of
 it where KD sees one.
+
+A size named TEACHER-STUDENT is a pair of networks at its published length, for CIFAR-100 on a GPU; its table has the
+published figures in a column of their own:
+
+    attar reproduce sskd --size wrn_40_2-wrn_16_2 --data torchvision:CIFAR100:train --test torchvision:CIFAR100:test
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ class Claim:
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """The numbers of an experiment. teacher_epochs: with labels; head_epochs: of its self-supervised head, a quarter of
-    these as in the paper."""
+    these as in the paper. student_settings: of every student. published: top-1 by arm, as others printed it."""
 
     images: int
     test_images: int
@@ -81,7 +86,13 @@ class Size:
     head_epochs: int
     batch_size: int
     seeds: int
+    student_settings: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
 
+
+SLOW = {
+    "base_lr": 0.04
+}  # for a batch of 256: 0.01 for 64, a fifth of the others' rate, as published for these networks
 
 SIZES = {
     "cpu": Size(
@@ -111,6 +122,39 @@ SIZES = {
         seeds=3,
     ),
 }
+
+# (teacher, student): top-1 on CIFAR-100 that the authors of SSKD print (repository xuguodong03/SSKD, README). Their KD
+# row is that of Tian et al. 2020, whose teachers were others; they chose epochs by test images, ours is the last.
+PUBLISHED = {
+    ("wrn_40_2", "wrn_16_2"): (76.46, 73.64, 74.92, 75.75, 75.28, 75.40, 76.04, 76.04),
+    ("wrn_40_2", "wrn_40_1"): (76.46, 72.24, 73.54, 74.12, 74.45, 73.87, 75.52, 76.13),
+    ("resnet56", "resnet20"): (73.44, 69.63, 70.66, 71.60, 71.78, 71.48, 71.68, 71.49),
+    ("resnet32x4", "resnet8x4"): (79.63, 72.51, 73.33, 74.31, 74.26, 74.47, 75.90, 76.20),
+    ("vgg13_small", "vgg8_small"): (75.38, 70.68, 72.98, 73.54, 73.62, 73.72, 74.06, 75.33),
+    ("vgg13_small", "mobilenetv2_smallx0.5"): (75.38, 65.79, 67.37, 68.58, 69.34, 68.50, 68.49, 71.53),
+    ("resnet32x4", "shufflenetv1_small"): (79.63, 70.77, 74.07, 74.82, 74.76, 74.20, 75.46, 78.44),
+    ("resnet32x4", "shufflenetv2_small"): (79.63, 73.12, 74.45, 75.11, 75.30, 75.74, 75.72, 78.61),
+    ("wrn_40_2", "shufflenetv1_small"): (76.46, 70.77, 74.83, 75.55, 75.61, 75.45, 75.96, 77.40),
+}
+PUBLISHED_ARMS = ("teacher", "alone", "kd", "fitnet", "attention", "relational", "crd", "sskd")
+
+
+def _pair(teacher: str, student: str) -> Size:
+    """The published length of a published pair, for a GPU and CIFAR-100."""
+    return replace(
+        SIZES["gpu"],
+        teacher=teacher,
+        student=student,
+        teacher_epochs=240,
+        epochs=240,
+        head_epochs=60,
+        batch_size=64,
+        student_settings=SLOW if student.startswith(("mobile", "shuffle")) else {},
+        published=dict(zip(PUBLISHED_ARMS, PUBLISHED[teacher, student], strict=True)),
+    )
+
+
+SIZES |= {f"{teacher}-{student}": _pair(teacher, student) for teacher, student in PUBLISHED}
 
 
 def run_claim(
@@ -170,7 +214,8 @@ class _Experiment:
     def student(self, key: str, arm: Arm, seed: int) -> Path:
         run = self.out / f"seed{seed}" / key
         shared = self._shared(getattr(self.plan, arm.network), arm.times * self.plan.epochs, seed)
-        options = {"out": run, "method": arm.method, "settings": dict(arm.settings), **shared, **arm.options}
+        settings = self.plan.student_settings
+        options = {"out": run, "method": arm.method, "settings": {**settings, **arm.settings}, **shared, **arm.options}
         if arm.method == "supervised":
             stages.pretrain(self.train, **options).or_stop()
         else:
@@ -207,6 +252,8 @@ class _Experiment:
         for row in measured.rows:
             if row["subject"] == "model" and row["metric"] in named:
                 result.values.setdefault(arm, {}).setdefault(named[row["metric"]], []).append(row["value"])
+        if arm in self.plan.published:
+            result.values[arm]["published"] = [self.plan.published[arm] / 100]
 
 
 ALONE = Arm("labels alone", "supervised")
@@ -224,8 +271,6 @@ def _with(arm: Arm, what: str, **options: Any) -> Arm:
 
 # tau of rotation and jigsaw, whose scores are logits
 LOGITS = {"self_supervision_temperature": 4.0}
-
-SLOW = {"base_lr": 0.04}  # for a batch of 256
 
 CLAIMS = {
     claim.name: claim
@@ -327,7 +372,6 @@ CLAIMS = {
             arms={
                 "kd": KD,
                 "sskd": FULL,
-                # 0.01 for a batch of 64, a fifth of the others' rate, as published for these networks
                 "kd_other": replace(KD, what="KD, student of another family", network="other", settings=SLOW),
                 "sskd_other": replace(FULL, what="SSKD, student of another family", network="other", settings=SLOW),
             },
