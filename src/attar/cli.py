@@ -473,7 +473,9 @@ def reproduce(
     test: Annotated[
         str | None, typer.Option("--test", help="Labelled images to measure on; default: 20 % of --data.")
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu; some have more (docs/claims.md).")] = "cpu",
+    size: Annotated[
+        str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu; some have more (docs/claims.md).")
+    ] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; default: one for each claim, size and data.")
     ] = None,

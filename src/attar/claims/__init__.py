@@ -79,8 +79,8 @@ def reproduce(
 
     Args:
         name: a claim of CLAIMS. data, test: labelled images (labels only measure); default: scikit-learn's digits.
-        size: "cpu" (minutes on two cores), "gpu", or "photo" where a claim has it. seeds: their number; default: the
-            claim's own.
+        size: "cpu" (minutes on two cores), "gpu", or what docs/claims.md says some have.
+        seeds: their number; default: the claim's own.
         out: folder of the runs; trainings that are done there are not done again. Default: one for each claim, size
             and data.
         teacher: a network (a run folder, a timm name) in the place of the one a claim of distillation trains.
