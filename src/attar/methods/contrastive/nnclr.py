@@ -14,8 +14,9 @@ no image of this step finds itself. Q starts with random unit vectors. Each view
 The gradient flows through the predictions only, those of the other images too: each p_k is also the negative of every
 other neighbour, and is gathered over processes with its gradient.
 
-Differs: what is marked (from memory) has not been checked against the paper. The benchmark that the small recipe is
-taken from has NT-Xent over neighbours and predictions together; here it is the paper's loss.
+Differs: what is marked (from memory) has not been checked; a re-implementation (clane9/vissl), which has the other
+numbers too, says that the paper's views are BYOL's. The benchmark that the small recipe is taken from has NT-Xent over
+neighbours and predictions together; here it is the paper's loss.
 
 Cost: two forward and backward passes, and a product of the batch with the queue for each view (seldom more than a
 hundredth of the step). Memory: the queue, 96 MiB at 98304 embeddings of 256 numbers. No teacher.
@@ -52,7 +53,7 @@ class NNCLRRecipe(Recipe):
     """NNCLR's own settings. Section numbers from memory."""
 
     temperature: float  # section 4: 0.1; CIFAR-10: 0.5
-    queue_length: int = 98304  # section 4.2, the best of their ablation (from memory); CIFAR-10: 4096
+    queue_length: int = 98304  # clane9/vissl: pretrain/nnclr; CIFAR-10: 4096
     projector_layers: int = 3  # section 4: widths 2048, 2048, 256; CIFAR-10: 2
     projector_hidden_dim: int = 2048  # section 4
     projector_dim: int = 256  # section 4
@@ -66,9 +67,9 @@ RECIPES = {
         epochs=1000,
         batch_size=4096,
         optimiser="lars",
-        base_lr=0.3,  # section 4 (from memory)
+        base_lr=0.3,  # clane9/vissl: pretrain/nnclr
         warmup_fraction=10 / 1000,
-        weight_decay=1e-6,  # section 4 (from memory)
+        weight_decay=1e-6,  # clane9/vissl: pretrain/nnclr
         temperature=0.1,
         colour_strength=1.0,
         blur=0.5,

@@ -14,8 +14,6 @@ the image was, and the image together.
 State: the bank, moved after the optimiser's step with the embeddings of the images only,
 M_i <- n(m M_i + (1 - m) n(f)); Z of NCE, estimated on the first batch's patches and kept for both terms. Saved.
 
-Section numbers are from memory.
-
 Differs: in the paper h divides by the own and the drawn scores of a step; the published code (VISSL), and we, divide
 by InstDisc's fixed Z. The code also posterises and the like (its "random photometric"), which is left out here. One
 draw of negatives serves the batch, see inst_disc. "small" is ours: the softmax over all images, for the reasons given
@@ -49,12 +47,12 @@ NUM_PATCHES = 9
 
 @dataclass(frozen=True, kw_only=True)
 class PIRLRecipe(MemoryRecipe):
-    """PIRL's own settings, besides those of the bank (section 3.3: temperature 0.07, momentum 0.5, 32000 negatives)."""
+    """PIRL's own settings, besides the bank's (section 2.3: temperature 0.07, momentum 0.5; 3: 32000 negatives)."""
 
-    patch_weight: float = 0.5  # lambda, section 3.3
-    patch_scale: float = 64 / 224  # side of a patch as a share of the image's, section 3.3: 64 px
+    patch_weight: float = 0.5  # lambda, section 2.3
+    patch_scale: float = 64 / 224  # side of a patch as a share of the image's, appendix A.1: 64 px
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the image; published code
-    patch_crop_scale: tuple[float, float] = (0.6, 1.0)  # of the crop that is cut; section 3.3
+    patch_crop_scale: tuple[float, float] = (0.6, 1.0)  # of the crop that is cut; appendix A.1
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)  # published code, always applied
 
 
@@ -63,7 +61,7 @@ RECIPES = {
         epochs=800,
         batch_size=1024,
         optimiser="sgd",
-        base_lr=0.03,  # section 3.3: 0.12 at a batch of 1024
+        base_lr=0.03,  # section 3: 0.12 at a batch of 1024
         final_lr=1.2e-4,
         weight_decay=1e-4,
         objective="nce",

@@ -63,7 +63,7 @@ RECIPES = {
         colour_strength=1.0,
         blur=0.5,
     ),
-    "v2": SimCLRRecipe(  # arXiv:2006.10029, section 3 and its appendix; the values are from memory
+    "v2": SimCLRRecipe(  # arXiv:2006.10029; rate, warm-up, batch and temperature from memory
         epochs=800,
         batch_size=4096,
         optimiser="lars",

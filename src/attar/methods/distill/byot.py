@@ -16,7 +16,7 @@ The run keeps every exit: RUN/exit1, RUN/exit2, … are networks like any other,
 at the first exit that is sure enough.
 
 Differs: three published codes differ from the paper and from each other. "paper" is the paper's loss (from memory:
-d = 1, squared distances as a mean over images) with the weights of the authors' later code (0.7, 0.3 and 0.03).
+squared distances as a mean over images) with the weights of the authors' later codes (d = 1, 0.7, 0.3 and 0.03).
 That code has no T^2, its hint is one norm over the whole batch, which grows with the square root of the batch, by an
 order of its list it leaves out the second deepest exit, and it trains for 250 epochs with AutoAugment: no recipe here
 has that. "released" is the code most cited (luanyunteng), whose schedule "paper" shares: a = 0.1, d = 1 - a as for

@@ -9,7 +9,7 @@ Xu and Liu 2019, Data-Distortion Guided Self-Distillation, AAAI, DOI 10.1609/aaa
 
 There is no state besides the weights. The means of the last term are over the views of all processes.
 
-Numbers and formulas are from memory and from a re-implementation (recipe "released").
+Numbers and formulas are from memory, from a re-implementation (recipe "released") and from a summary of the paper.
 
 Differs: whether the paper stops the gradient of the targets and multiplies by T^2 could not be looked up; both are as
 in the re-implementation. Its discrepancy is dead: it subtracts two scalars, means over samples and dimensions, which
@@ -46,8 +46,8 @@ class DDGSDRecipe(SupervisedRecipe):
     """DDGSD's own settings."""
 
     cross_entropy_weight: float = 1.0  # c, of each view (paper, from memory); released: the mean of both, 0.5
-    distillation_weight: float = 1.0  # w: lambda of the paper (from memory)
-    discrepancy_weight: float = 5e-4  # mu of the paper (from memory); released: dead, see above
+    distillation_weight: float = 1.0  # w: lambda of the paper, 1 in a summary of it
+    discrepancy_weight: float = 5e-4  # mu of the paper, 1e-4 to 5e-4 in a summary of it; released: dead, see above
     temperature: float = 3.0  # T (paper, from memory); released: 4
 
 

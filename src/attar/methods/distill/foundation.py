@@ -69,7 +69,7 @@ V3 = FoundationRecipe(
     optimiser="adamw",
     base_lr=5e-4 / 1536**0.5,
     lr_scaling="sqrt",
-    warmup_fraction=10 / 300,  # from memory
+    warmup_fraction=10 / 300,  # lightly-ai/lightly-train: _methods/method.py, 10 epochs, at most a tenth
     weight_decay=1e-6,
     clip_gradient=1.0,
 )

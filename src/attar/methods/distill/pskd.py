@@ -18,7 +18,8 @@ Memory of the table: (largest id + 1) x N x 2 bytes in half precision, on the de
 checkpoint. CIFAR-100: 50,000 x 100 x 2 = 10 MB. ImageNet: 1,281,167 x 1,000 x 2 = 2.6 GB; `-s table_precision=fp32`
 takes twice as much and changes targets by less than 0.05 % of a probability.
 
-Differs: the published code holds the table in fp32.
+Differs: the published code holds the table in fp32. On ImageNet it has colour jitter and noise along the principal
+components of colours besides crop and mirror; "photo" has only these two.
 
 Cost: one forward and backward pass of one view, as plain training, and the table.
 
@@ -68,14 +69,14 @@ PAPER = PSKDRecipe(  # CIFAR-100, section 4.1
 )
 RECIPES = {
     "paper": PAPER,
-    "photo": replace(  # ImageNet, section 4.1; its augmentation is from memory
+    "photo": replace(  # ImageNet, section 4.1
         PAPER,
         epochs=90,
         batch_size=256,
         base_lr=0.1,
         lr_drops=(30 / 90, 60 / 90),
         weight_decay=1e-4,
-        own_share=0.3,  # from memory
+        own_share=0.3,  # supplement, as lgcnsai/PS-KD-Pytorch: issue 4 quotes it
         crop="resized",
     ),
     "small": PAPER,

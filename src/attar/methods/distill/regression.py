@@ -47,7 +47,7 @@ SIMREG = RegressionRecipe(
     batch_size=256,
     optimiser="sgd",
     base_lr=0.05,
-    weight_decay=1e-4,  # this and the cosine schedule: from memory
+    weight_decay=1e-4,  # UCDvision/simreg: main.py; the cosine: its tools.py
     decay_bias_and_norm=True,
 )
 RECIPES = {

@@ -15,7 +15,7 @@ Selective transfer: of TF and SS all rows count where the teacher's first choice
 
 There is no state besides the weights. The task must be the one that the teacher's head was trained for.
 
-Differs: "paper" has the paper's four transformations (from memory), "released" the rotations of the published code,
+Differs: "paper" has the paper's four transformations (section 3.1), "released" the rotations of the published code,
 which gave the published numbers. Between equal ranks the probability of the truth decides, not the place in the batch.
 Across processes upright images are compared, and errors ranked, over all of the global batch.
 

@@ -67,7 +67,7 @@ RELEASED = SSKDTeacherRecipe(
     flip=0.0,
 )
 RECIPES = {
-    "paper": replace(RELEASED, transformations="four", temperature=0.5, flip=0.5),  # temperature (from memory)
+    "paper": replace(RELEASED, transformations="four", temperature=0.5, flip=0.5),  # temperature: section 6.4
     "released": RELEASED,
     "small": replace(RELEASED, flip=0.5),  # as released, with the mirror of all other recipes here
 }

@@ -84,10 +84,10 @@ class MetricRecipe(Recipe):
     margin: float | None = None  # None: the loss' own; FaceNet 0.2; in degrees for arcface
     mining: Literal["hard", "semihard", "all"] = "semihard"  # of triplet; FaceNet section 3.2
     center_weight: float = 0.003  # of center; Wen et al. section 4: lambda
-    norm_weight: float = 0.002  # of n_pair; (from memory)
+    norm_weight: float = 0.002  # of n_pair; (from memory); tensorflow's npairs_loss has 0.001 of this mean
     projector_dim: int | None = None  # width of a linear layer to the embedding; None: the features are the embedding
     crop: Literal["resized", "padded"] = "resized"
-    crop_scale: tuple[float, float] = (0.16, 1.0)  # of the resized crop; Musgrave et al. section 3.2 (from memory)
+    crop_scale: tuple[float, float] = (0.16, 1.0)  # of the resized crop; KevinMusgrave/powerful-benchmarker: configs/
 
 
 TRIPLET = MetricRecipe(

@@ -17,8 +17,6 @@ and coloured pictures of the same lightness the same features. Ask for a NAME, a
 
 There is no state besides the weights, and p and w, which are counted once on at most 2000 images, before training.
 
-Section and equation numbers are from memory.
-
 Differs: the paper's network is VGG-like with dilation, and keeps an eighth of the image's side; here the map of any
 convnet is doubled until it has a quarter. The mean over places instead of their sum. The published table has 313
 bins; its missing four are not shown by any sRGB colour's cell, see `gamut_bins`. As in the published code, images

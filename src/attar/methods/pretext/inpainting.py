@@ -18,7 +18,7 @@ and its own, ten times smaller learning rate. Set adversarial_weight=0 for L2 al
 
 There is no state besides the weights.
 
-Section numbers are from memory.
+Section numbers except 3.3 are from memory.
 
 Differs: any convnet takes the encoder's place, its map instead of a bottleneck of 4000, and the decoder doubles that
 map as often as it has to. Pixels are in [-1, 1], as in the published code, whatever the network's normalisation. Its

@@ -19,8 +19,9 @@ patch is 0 and all patches are equally strong; a third of the patches is coarse.
 Differs: the paper samples pairs, its code uses all pairs of larger grids in both orders; here the middle patch is
 paired with its neighbours, in both orders, as OpenMMLab's mmselfsup does in one. The paper's optimiser (momentum 0.999,
 a sum over pairs) fits its AlexNet; "photo" has mmselfsup's for ResNet-50 (linear probe 40.4, with other patches),
-without its fivefold weight decay of the head. Batch norm without scale and shift in the heads is the paper's. Numbers
-of the projection, the noise and the widths are from memory. "small" is ours.
+without its fivefold weight decay of the head. Widths and batch norm without scale and shift are those of the published
+code (cdoersch/deepcontext: train.py), but for fc8, which has no norm there. The axis that "project" removes and the
+noise of "drop", a hundredth of what remains, are the paper's. "small" is ours.
 
 Cost: nine patches of 96 px have 1.7 times the pixels of one view of 224 px.
 
