@@ -9,8 +9,9 @@ Stages are paired by name; networks whose stages are named otherwise are paired 
 left out. No adapter is needed, as an attention map has no width. There is no state besides the weights.
 
 Differs: the weight 1000 and the mean over places are those of the published code and of Tian et al. 2020,
-arXiv:1910.10699 (RepDistiller), in every recipe, "paper" too; the paper writes beta / 2 and a norm. Where two maps
-differ in size, the larger is averaged to the smaller; the paper interpolates.
+arXiv:1910.10699 (RepDistiller), in every recipe, "paper" too; the paper writes beta / 2 and a norm. The mean square of
+a unit vector falls with its length, so that 1000, meant for images of 32 px, is four times as strong at 16 px. Where
+two maps differ in size, the larger is averaged to the smaller; the paper interpolates.
 
 Cost: that of kd.
 
