@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from attar import stages
 from attar.errors import AttarError, RecipeError, RunChanged, RunError, TrainingError
 from attar.models.backbones import build_backbone
+from attar.train import loop as training_loop
 from attar.train.log import read_json_lines
 from attar.training import Run, _fit_into_minutes
 
@@ -357,3 +359,22 @@ def test_operations_of_a_step_are_counted(tmp_path):
     crop = 2 * 2 * 8**3  # rows, then columns, as matrix products
     assert run.fit.flops_per_step == 64 * (3 * sum(counts) - counts[0] + 3 * classifier + crop)
     assert json.loads((run.path / "fit.json").read_text())["flops_per_step"] == run.fit.flops_per_step
+
+
+def test_operations_are_a_mean_over_epochs_of_earlier_calls_too(tmp_path, monkeypatch):
+    """Snapshot distillation has a teacher from its second cycle on; here the training ends before its last step."""
+    options = dict(method="snapshot", out=tmp_path / "run", settings={"num_cycles": 2}, **{**TINY, "epochs": 4})
+    update, steps = training_loop.update, []
+
+    def stopping(*arguments):
+        steps.append(1)
+        if len(steps) == 60:
+            signal.raise_signal(signal.SIGTERM)
+        return update(*arguments)
+
+    monkeypatch.setattr(training_loop, "update", stopping)
+    assert stages.pretrain("digits", **options).interrupted
+    found = stages.pretrain("digits", **options, resume=True).fit
+    counts = [row["flops"] for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "flops" in row]
+    assert len(counts) == 4 and counts[0] == counts[1] < counts[2] == counts[3]
+    assert found.flops_per_step == sum(counts) / 4

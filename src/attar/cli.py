@@ -313,6 +313,7 @@ def evaluate(
         bool, typer.Option("--controls/--no-controls", help="Random initialisation, pixels, HOG.")
     ] = True,
     labels: Labels = None,
+    label_noise: LabelNoise = None,
     cache: Cache = None,
     workers: Workers = None,
     seed: Seed = 0,
@@ -331,6 +332,7 @@ def evaluate(
         teacher=teacher,
         controls=controls,
         labels=labels,
+        label_noise=label_noise,
         cache=cache,
         workers=workers,
         seed=seed,

@@ -280,6 +280,7 @@ def evaluate(
     teacher: str | Path | None = None,
     controls: bool | Sequence[str] = True,
     labels: str | None = None,
+    label_noise: str | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -301,6 +302,7 @@ def evaluate(
         controls: True for all of random_init, pixels, hog and pretrained; False; or some of these.
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
+        label_noise: "symmetric:0.4", "asymmetric:0.4": make a share of the labels that probes learn from wrong.
 
     Returns:
         rows {protocol, metric, value, low, high, settings, subject} and a verdict in words.
@@ -339,6 +341,7 @@ def evaluate(
         seed=seed,
         device=device,
         precision=precision,
+        label_noise=label_noise,
         trained_on=data.get("source_digest") or data.get("digest"),
         trained_with_labels=data.get("labels_digest") is not None,
         omitted=omitted,
@@ -426,7 +429,7 @@ def _keep(folder: RunFolder, result: Evaluation) -> None:
             result = result.joined(Evaluation(saved["rows"], saved["verdict"], details))
         else:
             number = next(i for i in itertools.count(1) if not (folder / f"evaluation-{i}.json").exists())
-            logger.info("The evaluation on other images is kept as evaluation-%d.json.", number)
+            logger.info("The evaluation on other images or labels is kept as evaluation-%d.json.", number)
             folder.write_json(f"evaluation-{number}.json", saved)
     folder.write_json("evaluation.json", result.to_json())
     folder.write_json("evaluation_details.json", result.details)

@@ -24,6 +24,7 @@ from attar.errors import RecipeError
 from attar.methods.base import Progress, Setup, load, resolve_recipe
 from attar.models.backbones import build_backbone
 from attar.models.saved import load_backbone
+from attar.train.run import RunFolder
 from attar.training import Run
 from attar.views.draws import Draws
 
@@ -247,9 +248,26 @@ def test_an_arm_starts_from_another_of_the_same_seed(tmp_path, monkeypatch):
     )
     plan = ablation.SIZES["cpu"]
     ablation._train(
-        Arm("", "rotation", init="first"), None, out=tmp_path / "seed1" / "second", plan=plan, epochs=1, batch_size=2
+        Arm("", "rotation", init="first", generation=2),
+        None,
+        out=tmp_path / "seed1" / "second",
+        plan=plan,
+        epochs=1,
+        seed=1,
+        batch_size=2,
     )
-    assert asked[0]["init"] == tmp_path / "seed1" / "first"
+    assert asked[0]["init"] == tmp_path / "seed1" / "first" and asked[0]["seed"] == 2001
+
+
+def test_compute_is_that_of_the_run_and_of_what_it_starts_from(tmp_path):
+    for name, steps, init in (("first", 10, None), ("second", 5, {"name": str(tmp_path / "first")})):
+        (tmp_path / name).mkdir()
+        fit, recipe = {"total_steps": steps, "flops_per_step": 1e12}, {"settings": {"batch_size": 200}, "init": init}
+        (tmp_path / name / "fit.json").write_text(json.dumps(fit))
+        RunFolder(tmp_path / name).write_recipe(recipe)
+    found = ClaimResult(name="", statement="", data="", conditions={}, arms={"arm": "an arm"})
+    found.add_compute("arm", tmp_path / "second")
+    assert found.compute == {"arm": {"images": [3.0], "tflops": [15.0]}}
 
 
 @pytest.mark.slow

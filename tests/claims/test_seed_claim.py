@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from attar import stages
 from attar.claims import reproduce, seed
 from attar.claims.base import ClaimResult, compare, spread
 from attar.claims.seed import Size, judge
-from attar.claims.teachers import PermutedTeacher
+from attar.claims.teachers import PermutedTeacher, untrained_twin
 from attar.data.images import ImageSpec
+from attar.data.load import load_images
 from attar.errors import RecipeError, RunChanged
+from attar.models.teachers import load_teacher
+from attar.views.augmentation import CentreView
 
 
 def result(**arms):
@@ -58,6 +62,16 @@ def test_the_permuted_teacher_gives_the_answers_to_other_images():
     answers = PermutedTeacher(Echo())(None, torch.tensor([4, 7, 9]), None)
     assert sorted(answers[:, 0].tolist()) == [4, 7, 9]
     assert not (answers[:, 0] == torch.tensor([4.0, 7.0, 9.0])).any()
+
+
+def test_the_random_teachers_head_sees_values_like_those_it_is_normalised_by(tmp_path):
+    """With the initial statistics of batch norm its embeddings would all point the same way."""
+    trained = tmp_path / "trained"
+    images = load_images("digits", image_size=8)
+    stages.pretrain(images, out=trained, backbone="resnet8x0.5", epochs=1, batch_size=64, progress=False)
+    teacher = load_teacher(untrained_twin(trained, tmp_path / "twin", images))
+    answers = teacher.network(CentreView(teacher.image)(images.batch(np.arange(len(images)))))
+    assert answers.mean(dim=0).abs().max() < 0.1 * answers.std(dim=0).mean()
 
 
 def test_unknown_claims_and_sizes(tmp_path):

@@ -49,6 +49,16 @@ def test_shape_only_classes_are_told_by_hog_not_by_pixels(evaluation):
     assert evaluation.verdict.splitlines()[0].split(":")[0] in ("NO GAIN", "NOT ENOUGH", "UNDECIDED", "BETTER")
 
 
+def test_wrong_labels_are_learned_from_and_never_measured_on(striped, spec, network):
+    """Two classes, nine of ten training labels swapped: what was learned is the opposite, and is counted as wrong."""
+    train, test = striped(60), striped(40, seed=1, first_id=500, name="other")
+    found = evaluate(network, spec, train, test, **QUIET, protocols=["linear"], label_noise="asymmetric:0.9")
+    assert found.value("linear", subject="hog") < 0.05
+    assert all(row["settings"]["label_noise"] == "asymmetric:0.9" for row in found.rows)
+    assert "Training labels were made wrong: asymmetric:0.9." in found.verdict
+    assert found.details["test_labels"] == evaluate(network, spec, train, test, **QUIET).details["test_labels"]
+
+
 def test_the_model_measured_against_itself_is_never_better(striped, spec, network):
     result = evaluate(network, spec, striped(60), controls=(), teacher=(network, spec), protocols=("knn",), **QUIET)
     by_subject = {s: [(r["value"], r["low"]) for r in result.rows if r["subject"] == s] for s in ("model", "teacher")}

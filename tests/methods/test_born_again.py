@@ -88,6 +88,16 @@ def test_teacher_and_student_are_two_networks_of_one_kind(bench):
             BornAgain(recipe, student, setup)
 
 
+def test_a_generation_with_the_seed_of_the_one_before_is_warned_of(bench, caplog):
+    bench = bench("born_again")
+    bench.setup.teacher.seed = bench.setup.seed + 1
+    type(bench.method)(bench.method.recipe, tiny_backbone(), bench.setup)
+    assert "Give each generation" not in caplog.text
+    bench.setup.teacher.seed = bench.setup.seed
+    type(bench.method)(bench.method.recipe, tiny_backbone(), bench.setup)
+    assert "Give each generation its own --seed" in caplog.text
+
+
 def test_generations_are_stages_of_a_pipeline(tmp_path):
     """The example of docs/pipelines.md at a size for tests."""
     images = make_images(24)

@@ -38,8 +38,9 @@ class Arm:
     for arms whose method builds another one (of lightness only, of tokens). teacher: for methods that distil: "teacher"
     is the claim's own, "random" the same network untrained, "permuted" the teacher's answers for another image; or an
     earlier arm, of the same seed. init: an earlier arm, of the same seed, whose weights this one starts from.
-    epochs: times those of the size. may_be_refused: its method needs what not all images have (colours); where it
-    refuses them, the arm is left out, and the result says why.
+    epochs: times those of the size. generation: of networks that teach the next; a thousand each is added to the seed,
+    so that every one has new weights and views of its own. may_be_refused: its method needs what not all images have
+    (colours); where it refuses them, the arm is left out, and the result says why.
     """
 
     what: str
@@ -50,6 +51,7 @@ class Arm:
     own_twin: bool = False
     teacher: str = ""
     init: str = ""
+    generation: int = 0
     epochs: float = 1.0
     may_be_refused: bool = False
 
@@ -247,6 +249,7 @@ def _train(arm: Arm, train: Images, *, out: Path, plan: Size, taught_by: Path | 
     options |= {"method": arm.method, "recipe": arm.recipe, "epochs": max(round(arm.epochs * plan.epochs), 1)}
     of_size = {"batch_size": options["batch_size"], "teacher": plan.teacher, "stem": plan.stem}
     options["settings"] = {k: of_size.get(v, v) if isinstance(v, str) else v for k, v in arm.settings.items()}
+    options["seed"] += 1000 * arm.generation
     if arm.init:
         options["init"] = out.parent / arm.init
     if not arm.teacher:

@@ -15,8 +15,9 @@ from attar.train.run import RunFolder, write_atomically
 class ClaimResult:
     """values[arm][metric] is a list, one value a seed; an arm that is trained once has one.
 
-    compute[arm]: what its own training took, without the training of its teachers: images (thousands that were passed
-    over, however many views of each the method makes) and tflops (10^12 operations of its steps, see FitResult).
+    compute[arm]: what its training took, with that of the run it starts from and without that of its teachers: images
+    (thousands that were passed over, however many views of each the method makes) and tflops (10^12 operations, see
+    FitResult).
     """
 
     name: str
@@ -46,16 +47,20 @@ class ClaimResult:
         return "\n".join(lines)
 
     def add_compute(self, arm: str, run: Path) -> None:
-        """Note what the training of this run took."""
-        run_folder = RunFolder(run)
-        took = run_folder.read_json("fit.json")
-        if took is None:
-            return
-        images = took["total_steps"] * run_folder.read_recipe()["settings"]["batch_size"]
+        """Note what the training of this run took, and of those it starts from."""
+        folder: Path | None = run
+        images = tflops = 0.0
+        while folder is not None:
+            run_folder = RunFolder(folder)
+            took, recipe = run_folder.read_json("fit.json"), run_folder.read_recipe()
+            if took is None:
+                return
+            images += took["total_steps"] * recipe["settings"]["batch_size"] / 1000
+            tflops += took["total_steps"] * took["flops_per_step"] / 1e12
+            folder = Path(recipe["init"]["name"]) if recipe.get("init") else None
         costs = self.compute.setdefault(arm, {"images": [], "tflops": []})
-        costs["images"].append(images / 1000)
-        if took.get("flops_per_step"):
-            costs["tflops"].append(took["total_steps"] * took["flops_per_step"] / 1e12)
+        costs["images"].append(images)
+        costs["tflops"].append(tflops)
 
     def text(self) -> str:
         conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())

@@ -15,9 +15,16 @@ ALONE = Arm("student, SimCLR alone", "simclr")
 BINARY = "bnn_resnet20"
 
 
-def _compress(what: str, temperature: float = 0.04, queue_length: int = 2048) -> Arm:
+def _compress(what: str, temperature: float = 0.04, queue_length: int = 2048, teacher: str = "teacher") -> Arm:
     settings = {"temperature": temperature, "queue_length": queue_length}
-    return Arm(what, "compress", settings, teacher="teacher")
+    return Arm(what, "compress", settings, teacher=teacher)
+
+
+def _binary(what: str, distillation: float = 1.0, contrastive: float = 0.0, **options: Any) -> Arm:
+    settings: dict[str, Any] = {"distillation_weight": distillation, "contrastive_weight": contrastive}
+    if contrastive:  # as in the recipes of these names
+        settings |= {"queue_length": 2048, "weight_decay": 1e-4, "decay_bias_and_norm": True}
+    return Arm(what, "s2bnn", settings, **{"backbone": BINARY, "teacher": "teacher", **options})
 
 
 def _seed(what: str, student: float, teacher: float, **settings: Any) -> Arm:
@@ -38,8 +45,8 @@ CLAIMS = {
             arms={
                 "alone": ALONE,
                 "compress": _compress("student, CompRess 1q"),
-                "random": Arm("student, CompRess from a random teacher", "compress", teacher="random"),
-                "permuted": Arm("student, CompRess with permuted targets", "compress", teacher="permuted"),
+                "random": _compress("student, CompRess from a random teacher", teacher="random"),
+                "permuted": _compress("student, CompRess with permuted targets", teacher="permuted"),
             },
             expectations=[*over("compress", "alone"), *over("alone", "random", "permuted", margin=0.03)],
         ),
@@ -81,31 +88,14 @@ CLAIMS = {
             source="Shen et al. 2021, arXiv:2102.08946, table 1 (61.5, 56.0 and 52.5)",
             teacher=TEACHER,
             arms={
-                "distillation": Arm("distillation only", "s2bnn", backbone=BINARY, teacher="teacher"),
-                "both": Arm(
-                    "distillation and contrastive",
-                    "s2bnn",
-                    {"contrastive_weight": 1.0, "queue_length": 2048},
-                    backbone=BINARY,
-                    teacher="teacher",
-                ),
-                "contrastive": Arm(
-                    "contrastive only",
-                    "s2bnn",
-                    {"distillation_weight": 0.0, "contrastive_weight": 1.0, "queue_length": 2048},
-                    backbone=BINARY,
-                    teacher="teacher",
-                ),
-                "random": Arm("distillation from a random teacher", "s2bnn", backbone=BINARY, teacher="random"),
-                "permuted": Arm("distillation of permuted targets", "s2bnn", backbone=BINARY, teacher="permuted"),
-                "real": Arm("real weights, distillation only", "s2bnn", backbone=f"{BINARY}_real", teacher="teacher"),
-                "two_steps": Arm(
-                    "distillation only, from the real weights of that",
-                    "s2bnn",
-                    backbone=BINARY,
-                    teacher="teacher",
-                    init="real",
-                ),
+                "distillation": _binary("distillation only"),
+                "both": _binary("distillation and contrastive", contrastive=1.0),
+                "contrastive": _binary("contrastive only", distillation=0.0, contrastive=1.0),
+                "random": _binary("distillation from a random teacher", teacher="random"),
+                "permuted": _binary("distillation of permuted targets", teacher="permuted"),
+                "real": _binary("real weights, distillation only", backbone=f"{BINARY}_real"),
+                "two_steps": _binary("distillation only, from the real weights of that", init="real"),
+                "longer": _binary("distillation only, twice as long, as both steps are together", epochs=2),
             },
             expectations=[*over("distillation", "both", "random", "permuted"), *over("both", "contrastive")],
             ranked=True,

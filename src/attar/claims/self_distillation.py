@@ -82,19 +82,23 @@ CLAIMS = {
                 "long_smoothed": Arm(
                     "label smoothing, three times as long", "supervised", {**SAME, "label_smoothing": 0.1}, epochs=3
                 ),
-                "second": Arm("second generation, taught by plain training", "born_again", SAME, teacher="plain"),
-                "third": Arm("third generation", "born_again", SAME, teacher="second"),
+                "second": Arm(
+                    "second generation, taught by plain training", "born_again", SAME, teacher="plain", generation=1
+                ),
+                "third": Arm("third generation", "born_again", SAME, teacher="second", generation=2),
                 "cwtm": Arm(
                     "second generation, weights only (CWTM)",
                     "born_again",
                     {**SAME, "teacher_weight": 0.0, "weighted_by_confidence": True},
                     teacher="plain",
+                    generation=1,
                 ),
                 "dkpp": Arm(
                     "second generation, permuted (DKPP)",
                     "born_again",
                     {**SAME, "label_weight": 0.0, "permuted": True},
                     teacher="plain",
+                    generation=1,
                 ),
                 "snapshot": Arm("three snapshot cycles, three times as long", "snapshot", SAME, epochs=3),
             },

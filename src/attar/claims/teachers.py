@@ -34,11 +34,13 @@ def copy_of(network: str, out: Path, *, image_size: int, channels: int) -> Path:
 def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Path:
     """The network of a run at random initialisation, with its head, as a folder that can be loaded like a run.
 
-    Its batch norm statistics are those of the images: with the initial ones it would be a straw man. Made once.
+    The statistics of batch norm, the head's too, are those of the images: with the initial ones it would be a straw
+    man. Made once.
     """
     if (out / "backbone.json").is_file():
         return out
     import torch
+    from torch import nn
 
     from attar.evaluation.controls import calibrate_batchnorm
     from attar.models.backbones import build_backbone
@@ -46,13 +48,15 @@ def untrained_twin(run: Path, out: Path, images: Images, *, seed: int = 0) -> Pa
     from attar.models.saved import load_backbone, load_head, save_backbone, save_head
 
     trained, image, _ = load_backbone(run)
-    head = load_head(run, "projector")
+    trained_head = load_head(run, "projector")
     torch.manual_seed(seed)
     backbone = build_backbone(**trained.spec.to_json())
-    calibrate_batchnorm(backbone, images, image, device="cpu", batch_size=256)
+    head = MLP.from_spec(trained_head.spec) if trained_head else None
+    network = nn.Sequential(backbone, head or nn.Identity())
+    calibrate_batchnorm(network, images, image, device="cpu", batch_size=256)
     out.mkdir(parents=True, exist_ok=True)
     if head is not None:
-        save_head(out, "projector", MLP.from_spec(head.spec))
+        save_head(out, "projector", head)
     save_backbone(out, backbone, image, provenance={"name": f"{trained.spec.name} at random initialisation"})
     return out
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from attar.data.images import Images, ImageSpec
+from attar.data.label_noise import with_label_noise
 from attar.data.splits import stratified_split
 from attar.errors import DataError, RecipeError
 from attar.evaluation.controls import build_controls, check_controls
@@ -137,6 +138,7 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 256,
     num_resamples: int = 1000,
+    label_noise: str | None = None,
     trained_on: str | None = None,
     trained_with_labels: bool = False,
     omitted: Mapping[str, str] | None = None,
@@ -153,6 +155,8 @@ def evaluate(
         classifier, teacher_classifier: what these were trained with, for the protocol of that name.
         exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
+        label_noise: "symmetric:0.4", "asymmetric:0.4": what probes learn from is wrong for such a share of each class;
+            what is measured on is never touched.
         omitted: what the caller could not bring, and why; the verdict names it.
         trained_on: digest of the images the backbone was trained on; if they are these, the table says so, and how:
             trained_with_labels or without.
@@ -169,6 +173,8 @@ def evaluate(
     check_controls(controls)
     seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
+    if label_noise is not None:
+        train = with_label_noise(train, label_noise, seed=seed)
     task = Task(train, test, classes, seed, choose_device(device), precision, batch_size, progress)
     measured = _Measured(task, resamples(len(test), num_resamples=num_resamples, seed=seed))
     measured.omitted |= omitted or {}
@@ -187,7 +193,7 @@ def evaluate(
         else:
             measured.omitted[control[0]] = control[1]
     how = "with labels" if trained_with_labels else "without labels"
-    return _conclude(measured, health, how if seen else "")
+    return _conclude(measured, health, how if seen else "", label_noise or "")
 
 
 def prepare(train: Images, test: Images | None, *, seed: int) -> tuple[Images, Images, tuple[str, ...]]:
@@ -333,7 +339,7 @@ def _telling(protocol: str) -> int:
     return TELLING.index(protocol) if protocol in TELLING else len(TELLING)
 
 
-def _conclude(measured: _Measured, health: dict[str, float], seen: str) -> Evaluation:
+def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_noise: str) -> Evaluation:
     task = measured.task
     keys = sorted(measured.model_scores, key=lambda k: _telling(k[0]))
     protocol, variant = keys[0]
@@ -347,6 +353,9 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str) -> Evalu
     if seen:
         for row in measured.rows:
             row["settings"]["seen_in_pretraining"] = seen
+    if label_noise:
+        for row in measured.rows:
+            row["settings"]["label_noise"] = label_noise
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),
@@ -359,6 +368,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str) -> Evalu
         num_seeds=own["settings"].get("num_seeds", 1),
         comparisons=comparisons,
         seen_in_pretraining=seen,
+        label_noise=label_noise,
         omitted=measured.omitted | measured.undefined,
         **health,
     )

@@ -81,6 +81,7 @@ class Findings:
     feature_std: float | None = None
     feature_rank: float | None = None
     seen_in_pretraining: str = ""  # the test images: "with labels", "without labels", or not
+    label_noise: str = ""  # of the labels that probes learned from
     omitted: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -146,7 +147,8 @@ def _measured(f: Findings) -> str:
         "without labels": " Pretraining has seen these images, without labels.",
         "with labels": " It was trained on these images with their labels; of others this says little.",
     }.get(f.seen_in_pretraining, "")
-    return f"{measured} on {f.num_test:,} test images; chance is {_value(f, f.chance)}.{note}"
+    wrong = f" Training labels were made wrong: {f.label_noise}." if f.label_noise else ""
+    return f"{measured} on {f.num_test:,} test images; chance is {_value(f, f.chance)}.{note}{wrong}"
 
 
 def _compared(f: Findings, c: Comparison) -> str:

@@ -18,7 +18,7 @@ def warn_of_long_queue(method: str, length: int, num_images: int) -> None:
     if length > num_images:
         logger.warning(
             "%s: the queue of %d keys is longer than the data (%d images), so images meet their own earlier "
-            "keys as negatives; consider -s queue_length=%d.",
+            "keys in it; consider -s queue_length=%d.",
             method,
             length,
             num_images,

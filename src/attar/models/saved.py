@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attar.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from attar.errors import BackboneError, CheckpointError
 from attar.models import handcrafted
-from attar.models.backbones import Backbone, BackboneSpec, build_backbone, build_small
+from attar.models.backbones import Backbone, BackboneSpec, build_backbone, build_small, check_name
 from attar.models.heads import MLP
 
 FORMAT = "attar.backbone/1"
@@ -69,6 +69,10 @@ def load_backbone(
     if os.sep in name or name.startswith("."):
         raise CheckpointError(f"{folder.absolute()} does not exist; give a run folder, or the name of a backbone.")
     fixed = name in handcrafted.NAMES
+    try:
+        check_name(name)
+    except BackboneError as error:
+        raise BackboneError(f"there is no folder {name!r} here; as a name: {error}") from None
     if fixed or not pretrained:
         backbone = build_backbone(name, channels=channels or 3, image_size=image_size or 224)
         image = _plain_image(image_size or 224, channels or 3)

@@ -67,6 +67,7 @@ class FrozenTeacher:
 
     head: gives the answers. classes: names of the classes whose logits these are, where they are known. projector: a
     second head of the same features, for distillers that learn from both. settings: of the recipe that trained it.
+    seed: of its initial weights, where it is a run's.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class FrozenTeacher:
         digest: str = "",
         name: str = "a network given in Python",
         settings: Mapping[str, Any] | None = None,
+        seed: int | None = None,
     ):
         self.backbone = backbone
         self.head = head
@@ -94,6 +96,7 @@ class FrozenTeacher:
         self.digest = digest
         self.name = name
         self.settings = dict(settings or {})
+        self.seed = seed
 
     @_exactly
     def __call__(self, images: Tensor, index: Tensor, image: ImageSpec, view: int = 0) -> Tensor:
@@ -380,6 +383,7 @@ def load_teacher(
         digest=hashlib.sha256(f"{state} {answered}".encode()).hexdigest(),
         name=str(folder.absolute() if folder.is_dir() else spec),
         settings=provenance.get("settings"),
+        seed=provenance.get("seed"),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import statistics
 import sys
 import time
 import warnings
@@ -125,8 +126,9 @@ class FitResult:
     """step: updates done in all. seconds, images_per_second: of this call. collapsed: at the last measurement.
 
     peak_memory: bytes; of the GPU, or of the whole process on a CPU. flops_per_step: operations of convolutions and
-    matrix products in this call's first update, of all processes: views, forwards, backwards, and a teacher (a cached
-    one does nothing then). 0 where they cannot be counted: a compiled backbone, no step done.
+    matrix products in an update of all processes: views, forwards, backwards, and a teacher (a cached one does nothing
+    then); the mean over the first updates of all epochs, of earlier calls too. 0 where they cannot be counted: with a
+    compiled backbone.
     """
 
     step: int
@@ -136,7 +138,7 @@ class FitResult:
     interrupted: bool
     collapsed: bool
     peak_memory: int
-    flops_per_step: int
+    flops_per_step: float
 
 
 def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = False) -> FitResult:
@@ -158,7 +160,6 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     interrupted = False
     earlier = read_json_lines(run / "health.jsonl") if resume else []
     collapsed = bool(earlier and earlier[-1].get("collapsed"))
-    counter = FlopCounterMode(display=False)
     began = last_save = time.monotonic()
 
     def save() -> None:
@@ -177,14 +178,18 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
             progress = Progress(step, plan.total_steps, step // plan.steps_per_epoch, job.recipe.epochs)
             step_began = time.monotonic()
             lr = set_rates(job.optimiser, job.recipe, progress)
-            with counter if step == start and not options.compile else contextlib.nullcontext():
+            counter = (
+                FlopCounterMode(display=False) if step % plan.steps_per_epoch == 0 and not options.compile else None
+            )
+            with counter or contextlib.nullcontext():
                 terms = update(job, fetched.parts, progress)
             step += 1
             if log is not None:
                 seconds = time.monotonic() - step_began + fetched.wait
                 rate = round(job.recipe.batch_size / max(seconds, 1e-9), 2)
                 row = {"step": progress.step, "epoch": progress.epoch, "lr": lr, "images_per_second": rate}
-                log.add({**row, "data_wait": round(fetched.wait, 5)}, terms)
+                counted = {"flops": counter.get_total_flops() * world.world_size} if counter else {}
+                log.add({**row, "data_wait": round(fetched.wait, 5), **counted}, terms)
                 if world.device.type == "cpu" or step % _FLUSH_EVERY == 0:
                     bar.show(step, log.flush())
             if health_log is not None and (step % health_every == 0 or step == plan.total_steps):
@@ -205,6 +210,7 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
             job.method = job.network.whole(state).to(world.device)
     seconds = time.monotonic() - began
     rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
+    flops = [row["flops"] for row in read_json_lines(run / "metrics.jsonl") if "flops" in row] if log else []
     peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else _process_memory()
     return FitResult(
         step=step,
@@ -214,7 +220,7 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
         interrupted=interrupted and step < plan.total_steps,
         collapsed=collapsed,
         peak_memory=peak_memory,
-        flops_per_step=counter.get_total_flops() * world.world_size,
+        flops_per_step=statistics.mean(flops or [0]),
     )
 
 

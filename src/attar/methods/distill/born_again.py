@@ -28,6 +28,7 @@ same total length, label smoothing, and the ensemble of the generations are the 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,7 +36,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attar.data.images import Images
 from attar.errors import RecipeError
 from attar.losses import confidence_weighted_cross_entropy
 from attar.methods.base import Method, Progress, Setup, StepOutput
@@ -45,6 +45,8 @@ from attar.models.heads import MLP
 from attar.models.teachers import FrozenTeacher, check_classes
 from attar.views.batches import OneView
 from attar.views.draws import Draws
+
+logger = logging.getLogger("attar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class BornAgain(Method):
         super().__init__(recipe)
         num_classes = setup.images.num_classes
         teacher = setup.require_teacher("born_again", backbone)
-        _check_generation(teacher, backbone, setup.images)
+        _check_generation(teacher, backbone, setup)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, num_classes])
         self.image, self.seed = setup.image, setup.seed
@@ -146,8 +148,8 @@ def with_permuted_rest(probabilities: Tensor, order: Tensor) -> Tensor:
     return probabilities.scatter(1, rest, probabilities.gather(1, rest).gather(1, order))
 
 
-def _check_generation(teacher: object, backbone: Backbone, images: Images) -> None:
-    """The generation before: a network of the same architecture, with the same classes."""
+def _check_generation(teacher: object, backbone: Backbone, setup: Setup) -> None:
+    """The generation before: a network of the same architecture, with the same classes, from other weights."""
     if not isinstance(teacher, FrozenTeacher):
         raise RecipeError("born_again: its teacher is a run; give the folder of the generation before as --teacher.")
     if teacher.backbone.spec.name != backbone.spec.name:
@@ -155,7 +157,13 @@ def _check_generation(teacher: object, backbone: Backbone, images: Images) -> No
             f"born_again: the generation before is {teacher.backbone.spec.name}, this one {backbone.spec.name}; "
             f"use --backbone {teacher.backbone.spec.name}, or kd for a student of another architecture."
         )
-    check_classes("born_again", teacher, images)
+    check_classes("born_again", teacher, setup.images)
+    if teacher.seed == setup.seed:
+        logger.warning(
+            "born_again: the generation before had the seed %d too, so this one begins with its initial weights and "
+            "sees its views. Give each generation its own --seed.",
+            setup.seed,
+        )
 
 
 METHOD = BornAgain
