@@ -12,7 +12,7 @@ from attar.claims.ablation import DISTILLING, Ablation, Arm, over
 
 TEACHER = Arm("teacher, SimCLR", "simclr")
 ALONE = Arm("student, SimCLR alone", "simclr")
-BINARY = "bnn_resnet20"
+BINARY = "bnn_resnet8"
 
 
 def _compress(what: str, temperature: float = 0.04, queue_length: int = 2048, teacher: str = "teacher") -> Arm:
