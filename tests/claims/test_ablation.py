@@ -135,8 +135,11 @@ def test_without_stop_gradient_the_targets_get_a_gradient():
 def test_heads_are_taken_out():
     assert isinstance(build("attar.claims.arms.simclr_without_head")[0].projector, torch.nn.Identity)
     assert isinstance(build("attar.claims.arms.byol_without_predictor")[0].predictor, torch.nn.Identity)
-    norms = [m for m in build("attar.claims.arms.byol_without_batch_norm")[0].projector]
-    assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in norms)
+    whole, bare = build("byol")[0], build("attar.claims.arms.byol_without_batch_norm")[0]
+    for head in ("projector", "predictor"):
+        norms = (torch.nn.BatchNorm1d,)
+        kept = [str(layer) for layer in getattr(whole, head) if not isinstance(layer, norms)]
+        assert [str(layer) for layer in getattr(bare, head)] == kept and len(kept) < len(getattr(whole, head))
 
 
 def test_patches_are_trained_or_positions_missing():
@@ -239,6 +242,19 @@ def test_an_arm_with_another_network_stands_beside_its_own_untrained_twin(tmp_pa
     )
     assert asked == [("rgb", "untrained"), ("grey", "untrained grey")]
     assert found.arms["untrained grey"] == "untrained: lightness"
+
+
+@pytest.mark.parametrize(("spread", "verdict"), [((0.1, 0.05, 0.1), "holds"), ((0.85, 0.9, 0.88), "does not hold")])
+def test_a_collapse_is_seen_in_the_spread_of_embeddings_and_not_in_top1_alone(spread, verdict):
+    """Three points of top-1 less, embeddings spread out as before: worse, and no collapse."""
+    claim = ABLATIONS["simsiam_collapse"]
+    good = {"knn": [0.4, 0.41, 0.4], "linear": [0.4, 0.41, 0.4], "embedding std": [0.9, 0.9, 0.91]}
+    bad = {"knn": [0.37, 0.38, 0.37], "linear": [0.37, 0.38, 0.37], "embedding std": list(spread)}
+    values = {arm: good if arm == "simsiam" else bad for arm in claim.arms}
+    said = judge(
+        claim, ClaimResult(name="", statement="", data="", conditions={}, arms={}, values=values), digits=False
+    )
+    assert f"Verdict: {verdict}" in said and "(by 50 at least)" in said
 
 
 def test_an_arm_starts_from_another_of_the_same_seed(tmp_path, monkeypatch):

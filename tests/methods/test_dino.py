@@ -31,6 +31,8 @@ def test_step_is_the_loss_of_the_scores(bench):
     teacher = [bench.method.teacher(view) for view in batch.global_views]
     expected = dino(student, teacher, centre=bench.method.centre, student_temperature=0.1, teacher_temperature=0.04)
     torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+    compared = bench.method.head.embedding(bench.method.backbone(batch.global_views[0]))  # health is measured on it
+    torch.testing.assert_close(output.embeddings, compared, rtol=1e-4, atol=1e-5)
 
 
 def test_the_centre_is_a_running_mean_of_raw_teacher_scores_moved_after_the_step(bench):

@@ -60,7 +60,8 @@ class Arm:
 class Expectation:
     """The sum over `better`, plus the margin, is above the sum over `worse`; in words.
 
-    margin: for claims that something costs little: at most so much top-1, as a share. metrics: on which alone it is
+    margin: for claims that something costs little: at most so much top-1, as a share; negative: the difference must be
+    that large at least. metrics: on which alone it is
     judged; empty: on all protocols of the claim. Of nll and ece, the lower is the better.
     """
 
@@ -75,7 +76,7 @@ def over(
     better: str, *worse: str, margin: float = 0.0, metrics: tuple[str, ...] = (), where: str = ""
 ) -> list[Expectation]:
     """One arm is above each of the others; with a margin, not much below. where: added to the words."""
-    between = "is not much below" if margin else "over"
+    between = "is not much below" if margin > 0 else "over"
     return [
         Expectation((better,), (arm,), f"{better} {between} {arm}{where}".replace("_", " "), margin, metrics)
         for arm in worse
@@ -330,7 +331,9 @@ def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence
             known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
             found.append(f"{100 * mean:+.1f}{known} {metric}")
             outcomes.append({"above": "holds", "below": "does not hold"}.get(side, "undecided"))
-        allowed = f" (a loss of {100 * expectation.margin:g} counts as little)" if expectation.margin else ""
+        margin = f"{100 * abs(expectation.margin):g}"
+        allowed = f" (a loss of {margin} counts as little)" if expectation.margin > 0 else ""
+        allowed = f" (by {margin} at least)" if expectation.margin < 0 else allowed
         lines.append(f"{expectation.what}: {', '.join(found)}{allowed}")
     if "does not hold" in outcomes:
         verdict = "does not hold"

@@ -21,8 +21,8 @@ class BYOLWithoutBatchNorm(BYOL):
     def __init__(self, recipe: BYOLRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe, backbone, setup)
         width = recipe.projector_dim
-        self.projector = MLP([backbone.num_features, recipe.projector_hidden_dim, width], norm=None)
-        self.predictor = MLP([width, recipe.predictor_hidden_dim, width], norm=None)
+        self.projector = MLP([backbone.num_features, recipe.projector_hidden_dim, width], norm=None, final_bias=False)
+        self.predictor = MLP([width, recipe.predictor_hidden_dim, width], norm=None, final_bias=False)
         self.teacher = MomentumTeacher(self.encoder)
 
 

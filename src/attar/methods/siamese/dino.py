@@ -144,7 +144,7 @@ def views(recipe: DINORecipe, image: ImageSpec) -> MakeMultiCrop:
 
 
 class DINO(Method):
-    """See the module's docstring. B images, V views, D features, K prototypes."""
+    """See the module's docstring. B images, V views, D features, E embedding, K prototypes."""
 
     recipe: DINORecipe
     centre: Tensor
@@ -171,7 +171,8 @@ class DINO(Method):
     def step(self, batch: MultiCrop, progress: Progress) -> StepOutput:
         crops = [*batch.global_views, *batch.local_views]
         features = features_of_crops(self.backbone, crops)  # (VB, D)
-        student_scores = self.head(features)  # (VB, K)
+        embeddings = self.head.embedding(features)  # (VB, E)
+        student_scores = self.head.scores(embeddings)  # (VB, K)
         teacher_scores = self.teacher(torch.cat(batch.global_views)).float()  # (2B, K)
         temperature = self.teacher_temperature(progress)
         loss = dino(
@@ -184,7 +185,7 @@ class DINO(Method):
         self._teacher_means.append(teacher_scores.mean(dim=0, keepdim=True))
         # Entropy log K: a uniform teacher; 0: a certain one. Either for long is a collapse. 64 rows tell.
         entropy = _entropy(torch.softmax((teacher_scores[:64] - self.centre) / temperature, dim=1))
-        view1, view2 = features.detach()[: 2 * len(batch.index)].chunk(2)
+        view1, view2 = embeddings.detach()[: 2 * len(batch.index)].chunk(2)
         return StepOutput(
             loss,
             {"dino": loss.detach(), "teacher_entropy": entropy, "teacher_temperature": temperature},
