@@ -32,6 +32,7 @@ class Description:
     explanation: str  # the module's docstring
     recipes: tuple[str, ...]
     fields: tuple[Value, ...]
+    origins: dict[str, str]  # of a recipe: the comment where it is written
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -39,6 +40,7 @@ class Description:
             "explanation": self.explanation,
             "recipes": {r: {f.name: f.values[r] for f in self.fields} for r in self.recipes},
             "sources": {f.name: f.source for f in self.fields if f.source},
+            "origins": self.origins,
         }
 
     def text(self) -> str:
@@ -53,7 +55,9 @@ class Description:
             for f in self.fields
         ]
         title = f"{self.entry.name} ({self.entry.family}): {self.entry.paper}"
-        return "\n".join([title, "", self.explanation, "", head.rstrip(), *(row.rstrip() for row in rows)])
+        origins = [f"{recipe}: {origin}" for recipe, origin in self.origins.items()]
+        table = [head.rstrip(), *(row.rstrip() for row in rows)]
+        return "\n".join([title, "", self.explanation, "", *table, *([""] if origins else []), *origins])
 
     def markdown(self) -> str:
         """The page for docs/methods."""
@@ -65,7 +69,9 @@ class Description:
         ]
         title = f"# {self.entry.name}\n\n*{self.entry.paper}* · {self.entry.family} · `{self.entry.module}`"
         body = f"```text\n{self.explanation}\n```"
-        return "\n".join([title, "", body, "", "## Recipes", "", head, rule, *rows, ""])
+        origins = [f"- `{recipe}`: {origin}" for recipe, origin in self.origins.items()]
+        table = [head, rule, *rows, ""]
+        return "\n".join([title, "", body, "", "## Recipes", "", *table, *origins, *([""] if origins else [])])
 
 
 def describe(name: str) -> Description:
@@ -82,11 +88,17 @@ def describe(name: str) -> Description:
     names = [f.name for f in dataclasses.fields(next(iter(recipes.values())))]
     own = [n for n in names if n not in {f.name for f in dataclasses.fields(Recipe)}]
     shared = [n for n in names if n not in own]
+    origins, beside = _of_recipes(inspect.getsource(module), tuple(recipes))
     fields = [
-        Value(n, comments.get(n, ""), {r: getattr(recipe, n) for r, recipe in recipes.items()}) for n in own + shared
+        Value(
+            n,
+            "; ".join(filter(None, [comments.get(n, ""), *beside.get(n, ())])),
+            {r: getattr(recipe, n) for r, recipe in recipes.items()},
+        )
+        for n in own + shared
     ]
     used = tuple(f for f in fields if f.name in own or any(value is not None for value in f.values.values()))
-    return Description(line, inspect.cleandoc(module.__doc__ or ""), tuple(recipes), used)
+    return Description(line, inspect.cleandoc(module.__doc__ or ""), tuple(recipes), used, origins)
 
 
 def table() -> str:
@@ -105,6 +117,28 @@ def _comments(kind: type) -> dict[str, str]:
         if match:
             found[match[1]] = match[2].strip()
     return found
+
+
+def _of_recipes(source: str, recipes: tuple[str, ...]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Recipe -> the comment where it begins; field -> "recipe: comment" for the comments beside its values.
+
+    A recipe begins as `"small": …` in a dictionary, or as a constant of its name, `SMALL = …`.
+    """
+    origins: dict[str, str] = {}
+    beside: dict[str, list[str]] = {}
+    current = ""
+    for text in source.splitlines():
+        code, _, comment = text.partition("  # ")
+        begins = re.match(r'(?:\s+"(\w+)":|([A-Z][A-Z_]*)\b[^=]*=)\s', code)
+        if begins:
+            current = begins[1] or begins[2].lower()
+            if current in recipes and comment:
+                origins[current] = comment.strip()
+        elif re.match(r"(?:def|class|@)", code):
+            current = ""
+        elif comment and current and (value := re.match(r"\s+(\w+)=", code)):
+            beside.setdefault(value[1], []).append(f"{current}: {comment.strip()}")
+    return {recipe: origins[recipe] for recipe in recipes if recipe in origins}, beside
 
 
 def _short(value: Any) -> str:

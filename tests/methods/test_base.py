@@ -3,7 +3,9 @@
 import pytest
 
 from attar import pretrain
+from attar.catalogue import describe
 from attar.errors import BackboneError, RecipeError
+from attar.methods import CATALOGUE
 from attar.methods.base import load, resolve_recipe
 
 
@@ -94,3 +96,16 @@ def test_a_method_from_a_module_of_ones_own(tmp_path, monkeypatch):
         load("my_lab.half")
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):  # not ours to explain away
         load("my_lab.broken")
+
+
+def test_a_page_says_where_recipes_and_their_values_come_from():
+    page = describe("dino")
+    assert page.origins["small"].startswith("32 px: the CIFAR-10 benchmark of lightly")
+    (rate,) = [field.source for field in page.fields if field.name == "base_lr"]
+    assert rate.endswith("small: 0.06 at a batch of 128")
+    assert page.origins["small"] in page.markdown() and page.origins["small"] in page.text()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_page_says_what_a_method_costs_and_when_to_choose_it(name):
+    assert "\nCost: " in describe(name).explanation and "\nChoose it " in describe(name).explanation

@@ -67,7 +67,7 @@ CLAIMS = {
         ),
         Ablation(
             name="swav_multi_crop",
-            statement="SwAV is better with small extra crops than with two full views, and than these for the same work.",
+            statement="SwAV is better with small extra crops than with two full views, and than these at equal work.",
             source="Caron et al. 2020, arXiv:2006.09882, section 4; the longer control is ours",
             arms={
                 "multi_crop": Arm("2 views of 32 px and 4 of 16 px", "swav", {"num_local_views": 4}),

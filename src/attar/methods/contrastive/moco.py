@@ -17,6 +17,11 @@ Batch norm lets a query recognise its key by shared statistics (section 3.3), so
 sets of images. The paper shuffles the keys over 8 GPUs. Here each process takes statistics over groups of
 `bn_group_size` images: a query's group is a run of consecutive images, its key's group every n-th image. The order of
 the images is random already, so this is a shuffle, on one GPU or many.
+
+Cost: one forward and backward pass an image, and a forward pass of the teacher; a second copy of the network, and a
+queue of Q x E numbers in fp32.
+
+Choose it when the batch is small: its negatives come from the queue, not from the batch.
 """
 
 from __future__ import annotations

@@ -24,6 +24,12 @@ the same nearest anchor).
 Differs: paper and published code disagree in the teacher's temperature ("paper": 0.01, "released": 1e-4). The code's
 5-epoch warm-up ends where it starts at a batch of 256, so there is none here. The width of the student's projector
 matters more than the method (ResNet-18: 58.0 at 512, 60.3 at 2048); it is a field of the recipe.
+
+Cost: one forward and backward pass of the student and one forward pass of the teacher an image, none with a cached
+teacher; a queue of Q x E numbers.
+
+Choose it when there is a good self-supervised teacher and the student shall be compared by cosine similarity, as in
+retrieval and kNN; where the features themselves are wanted, `regression` is the simplest thing to beat.
 """
 
 from __future__ import annotations

@@ -13,6 +13,11 @@ features for transfer come from the middle of the network.
 
 Differs: the paper trains AlexNet and NIN. Recipe "photo" has the published values for ResNet-50 (OpenMMLab's
 mmselfsup, linear probe 47.0), "small" the paper's for CIFAR-10.
+
+Cost: four forward and backward passes an image.
+
+Choose it as the plainest pretext task, for photographs taken upright; a siamese or contrastive method learns more from
+the same images (benchmarks/results/leaderboard.md).
 """
 
 from __future__ import annotations

@@ -13,6 +13,11 @@ The two views are augmented differently (table 6): the first always blurred, the
 solarised; the loss takes both directions. Each view is a forward pass of its own, as published.
 
 Differs: the published code initialises the teacher with other random weights, the paper and we with the student's.
+
+Cost: two forward and backward passes an image, and two forward passes of the teacher; a second copy of the network.
+
+Choose it when a batch can be some hundred images and negatives are unwanted, as where many images are nearly alike. It
+leans on batch statistics and on a teacher that moves slowly: at a few hundred steps of training take `simclr`.
 """
 
 from __future__ import annotations

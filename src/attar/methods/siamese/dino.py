@@ -18,6 +18,12 @@ cosine (appendix C).
 
 Differs: the paper's student, not its teacher, has drop-path 0.1; here the backbone comes as it was built, without.
 The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe.
+
+Cost: V forward and backward passes an image, small crops at their share of the area, and two forward passes of the
+teacher; a second copy of the network, and the last layer of K prototypes in both.
+
+Choose it for vision transformers, and where attention maps should show the objects (they are in the report). For
+convnets and short trainings it has more settings to go wrong than `moco` or `simclr`.
 """
 
 from __future__ import annotations
