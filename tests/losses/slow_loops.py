@@ -18,13 +18,15 @@ def softmax(values: list[Tensor]) -> list[Tensor]:
     return [v.exp() / total for v in values]
 
 
-def nt_xent(z1: Tensor, z2: Tensor, t: float) -> Tensor:
+def nt_xent(z1: Tensor, z2: Tensor, t: float, memory: Tensor | None = None) -> Tensor:
     views = [*z1, *z2]
+    more = [] if memory is None else list(memory)
     b = len(z1)
     loss = torch.zeros((), dtype=z1.dtype)
     for i in range(2 * b):
         j = i + b if i < b else i - b
-        denominator = sum((cosine(views[i], views[k]) / t).exp() for k in range(2 * b) if k != i)
+        others = [views[k] for k in range(2 * b) if k != i] + more
+        denominator = sum((cosine(views[i], other) / t).exp() for other in others)
         loss = loss - ((cosine(views[i], views[j]) / t).exp() / denominator).log()
     return loss / (2 * b)
 

@@ -113,6 +113,12 @@ CASES: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Callable, Callable]
         lambda a, b: losses.nt_xent(a, b, temperature=0.3),
         lambda a, b: slow.nt_xent(a, b, 0.3),
     ),
+    "nt_xent with a memory": (
+        TWO,
+        {"m": rows(Q, seed=3)},
+        lambda a, b, m: losses.nt_xent(a, b, temperature=0.3, memory=m, chunk_size=4),
+        lambda a, b, m: slow.nt_xent(a, b, 0.3, m),
+    ),
     "nt_xent in blocks of 3": (
         TWO,
         {},

@@ -30,6 +30,7 @@ _WRAPPING = [("seed", "small_patches"), ("compress", "1q"), ("compress", "2q"), 
 CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {name: (name, None, {}) for name in CATALOGUE} | {
     f"{name} {recipe or ''} queue of 10": (name, recipe, {"queue_length": 10}) for name, recipe in _WRAPPING
 }
+CASES["simclr memory of 10"] = ("simclr", None, {"memory_length": 10})
 
 
 def two_steps(case: str, rank: int, world_size: int) -> dict[str, Any]:

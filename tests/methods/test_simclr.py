@@ -38,3 +38,25 @@ def test_hidden_width_is_the_features_unless_given(bench):
     width = default.method.backbone.num_features
     shapes = lambda b: [tuple(p.shape) for p in b.method.projector.parameters() if p.ndim == 2]  # noqa: E731
     assert shapes(default) == [(width, width), (12, width)] and shapes(given) == [(17, width), (12, 17)]
+
+
+def test_a_memory_holds_what_the_copy_says_of_second_views_after_the_step(bench):
+    bench = bench("simclr", memory_length=10, memory_momentum=0.5)
+    method, batch, before = bench.method, bench.batch(0), bench.method.memory.rows.clone()
+    said = torch.nn.functional.normalize(method.teacher(batch.view2), dim=1).detach()
+    output = method.step(batch, bench.progress(0))
+    assert torch.equal(method.memory.rows, before)  # none is a negative of its own step
+    z = method.projector(method.backbone(torch.cat([batch.view1, batch.view2])))
+    torch.testing.assert_close(output.loss, nt_xent(z[:6], z[6:], temperature=0.5, memory=before))
+    first = next(method.teacher.parameters()).clone()
+    with torch.no_grad():
+        next(method.backbone.parameters()).add_(1.0)
+    method.after_step(bench.progress(0))
+    torch.testing.assert_close(method.memory.rows[:6], said)
+    assert torch.equal(method.memory.rows[6:], before[6:])
+    torch.testing.assert_close(next(method.teacher.parameters()), first + 0.5)
+
+
+def test_without_a_memory_there_is_no_copy(bench):
+    assert not hasattr(bench("simclr").method, "teacher")
+    assert RECIPES["v2_memory"].memory_length == 65536 and RECIPES["v2"].memory_length == 0

@@ -17,27 +17,30 @@ _MOST_LOGITS = 2**24  # held at a time when chunk_size is None: 64 MiB in float3
 
 
 @full_precision
-def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, chunk_size: int | None = None) -> Tensor:
+def nt_xent(
+    z1: Tensor, z2: Tensor, *, temperature: float, memory: Tensor | None = None, chunk_size: int | None = None
+) -> Tensor:
     """Contrastive loss of SimCLR: each view must find its partner among all others.
 
     loss = mean_i  -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),  s = cosine similarity,
-    where j is the other view of image i and the sum runs over the 2B - 1 other views.
+    where j is the other view of image i and the sum runs over the 2B - 1 other views and the memory.
 
     Args:
         z1, z2: embeddings of the two views, row i from the same image. Shape (B, E), any scale
             (normalised here). Across processes, pass local rows; negatives are gathered, with gradient.
         temperature: divisor of the similarities, > 0. Paper: 0.1 for ImageNet, 0.5 for CIFAR-10.
+        memory: (Q, E), more negatives, the same on all processes; they get no gradient.
         chunk_size: anchors whose logits exist at a time. The value and the gradient do not depend on it; memory
-            is chunk_size * 2B instead of 2B * 2B, for one more matrix product. None: as many as fit in 64 MiB.
+            is chunk_size * (2B + Q) instead of 2B * (2B + Q), for one more matrix product. None: what fits in 64 MiB.
 
     Returns:
-        Scalar, mean over the (local) 2B anchors, in nats. Equal inputs give log(2B - 1).
+        Scalar, mean over the (local) 2B anchors, in nats. Equal inputs give log(2B - 1), or log(2B - 1 + Q).
 
     Raises:
         ShapeError: if the shapes differ or B * world_size < 2.
         RecipeError: if temperature or chunk_size <= 0.
 
-    Source: Chen et al. 2020, arXiv:2002.05709, eq. 1 and algorithm 1.
+    Source: Chen et al. 2020, arXiv:2002.05709, eq. 1 and algorithm 1; the memory: arXiv:2006.10029, section 3.
     Differs: the published code takes the mean over B pairs, which is twice this value.
     """
     check_pair("nt_xent", z1, z2, ("z1", "z2"))
@@ -47,6 +50,9 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float, chunk_size: int | Non
     if len(candidates) < 4:
         raise ShapeError(f"nt_xent: z1 and z2 of shape {tuple(z1.shape)} hold no negatives; pass at least 2 rows.")
     own = first_own_row(len(anchors)) + torch.arange(len(anchors), device=z1.device)
+    if memory is not None:
+        check_width("nt_xent", memory, "memory", z1.shape[1])
+        candidates = torch.cat([candidates, F.normalize(memory.detach(), dim=1).to(candidates)])
     return _softmax_loss(anchors, candidates, own.roll(len(z1)), temperature, excluded=own, chunk_size=chunk_size)
 
 

@@ -13,15 +13,16 @@ from attar.errors import RecipeError, ShapeError
 logger = logging.getLogger("attar")
 
 
-def warn_of_long_queue(method: str, length: int, num_images: int) -> None:
+def warn_of_long_queue(method: str, length: int, num_images: int, *, field: str = "queue_length") -> None:
     """A queue longer than the data holds keys of the very images that are compared with it."""
     if length > num_images:
         logger.warning(
             "%s: the queue of %d keys is longer than the data (%d images), so images meet their own earlier "
-            "keys in it; consider -s queue_length=%d.",
+            "keys in it; consider -s %s=%d.",
             method,
             length,
             num_images,
+            field,
             max(num_images // 2, 1),
         )
 

@@ -1,21 +1,22 @@
 """SimCLR: two views of an image must find each other among all views of the batch.
 
 v1 Chen et al. 2020, arXiv:2002.05709. v2 Chen et al. 2020, arXiv:2006.10029: a third layer in the projector and a
-larger backbone (`skresnet50` has selective kernels); the algorithm is the same. Of v2's later stages, fine-tuning
-starts from the first layer of the projector.
+larger backbone (`skresnet50` has selective kernels); in "v2_memory" the embeddings that a slowly moving copy of the
+network made of earlier second views are negatives too, as in MoCo. Of v2's later stages, fine-tuning starts from the
+first layer of the projector.
 
     h = backbone(x),  z = projector(h),  both views of all images in one pass
     l_i = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),  s = cosine of z;  j the other view of image i
     loss = mean of l_i over the 2B views; the negatives are the 2B - 2 views of the other images
 
-There is no state besides the weights. Across processes negatives are gathered, with gradient, and batch norm must be
+There is no state besides the weights, and with a memory the copy and the memory, which are moved after the optimiser's
+step. Across processes negatives are gathered, with gradient, and batch norm must be
 synchronised: with local statistics a view can recognise its partner by them.
 
 Differs: the published code sums both views, twice this value (LARS does not notice; with SGD double base_lr to match
-it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation. v2's
-optional memory of embeddings (about one point in its paper) is left out; `moco` is the method with a memory.
+it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation.
 
-Cost: two forward and backward passes of the backbone, and logits of 2B x 2B, in blocks.
+Cost: two forward and backward passes of the backbone, and logits of 2B x 2B, in blocks. A memory adds a forward pass.
 
 Choose it when a large batch fits (256 and more on small images, thousands on photographs): it is the plainest of its
 family, and the first to try. With small batches take `moco` or `byol`.
@@ -23,15 +24,19 @@ family, and the first to try. With small batches take `moco` or `byol`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
-from attar.losses import nt_xent
+from attar.losses import gather_rows, nt_xent
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
+from attar.models.momentum import MomentumTeacher
+from attar.models.queue import FeatureQueue, warn_of_long_queue
 from attar.views.augmentation import Augmentation
 from attar.views.batches import TwoViews
 from attar.views.makers import MakeTwoViews
@@ -45,11 +50,26 @@ class SimCLRRecipe(Recipe):
     projector_layers: int = 2  # section 4.2; v2 section 3: 3
     projector_hidden_dim: int | None = None  # None: the width of the features, 2048 for ResNet-50 (section 4.2)
     projector_dim: int = 128  # section 4.2
+    memory_length: int = 0  # v2: 64k, about one point in its paper; 0: no memory
+    memory_momentum: float = 0.999  # v2: as MoCo
     crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix A: area share of the crops
     colour_strength: float  # s of appendix A: jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s. ImageNet 1, CIFAR-10 0.5 (B.9)
     blur: float  # probability; appendix A: 0.5 for ImageNet, none for CIFAR-10
 
 
+V2 = SimCLRRecipe(  # arXiv:2006.10029; rate, warm-up, batch and temperature from memory
+    epochs=800,
+    batch_size=4096,
+    optimiser="lars",
+    base_lr=0.1,
+    lr_scaling="sqrt",
+    warmup_fraction=0.05,
+    weight_decay=1e-4,
+    temperature=0.1,
+    projector_layers=3,
+    colour_strength=1.0,
+    blur=0.5,
+)
 RECIPES = {
     "photo": SimCLRRecipe(
         epochs=1000,
@@ -63,19 +83,8 @@ RECIPES = {
         colour_strength=1.0,
         blur=0.5,
     ),
-    "v2": SimCLRRecipe(  # arXiv:2006.10029; rate, warm-up, batch and temperature from memory
-        epochs=800,
-        batch_size=4096,
-        optimiser="lars",
-        base_lr=0.1,
-        lr_scaling="sqrt",
-        warmup_fraction=0.05,
-        weight_decay=1e-4,
-        temperature=0.1,
-        projector_layers=3,
-        colour_strength=1.0,
-        blur=0.5,
-    ),
+    "v2": V2,
+    "v2_memory": replace(V2, memory_length=65536),  # section 3
     "small": SimCLRRecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 84.7 after 200 epochs
         epochs=200,
         batch_size=128,
@@ -138,11 +147,32 @@ class SimCLR(Method):
             bias=False,
             final_bias=False,
         )
+        if recipe.memory_length:
+            self.teacher = MomentumTeacher(self.encoder)
+            self.memory = FeatureQueue(recipe.memory_length, recipe.projector_dim, setup.seed)
+            warn_of_long_queue("simclr", recipe.memory_length, len(setup.images), field="memory_length")
+        self._new_keys: list[Tensor] = []  # of this step; they enter the memory after it
+
+    @property
+    def encoder(self) -> nn.Sequential:
+        """The trained network that the memory's copy follows."""
+        return nn.Sequential(self.backbone, self.projector)
 
     def step(self, batch: TwoViews, progress: Progress) -> StepOutput:
         z1, z2 = self.projector(self.backbone(torch.cat([batch.view1, batch.view2]))).chunk(2)  # (B, E) each
-        loss = nt_xent(z1, z2, temperature=self.recipe.temperature)
+        memory = None
+        if self.recipe.memory_length:
+            memory = self.memory.rows
+            with torch.no_grad():
+                self._new_keys.append(F.normalize(self.teacher(batch.view2).float(), dim=1))
+        loss = nt_xent(z1, z2, temperature=self.recipe.temperature, memory=memory)
         return StepOutput(loss, {"nt_xent": loss.detach()}, z1.detach(), z2.detach())
+
+    def after_step(self, progress: Progress) -> None:
+        if self.recipe.memory_length:
+            self.teacher.update(self.encoder, self.recipe.memory_momentum)
+            self.memory.push(gather_rows(torch.cat(self._new_keys)))
+            self._new_keys.clear()
 
 
 METHOD = SimCLR
