@@ -24,7 +24,7 @@ def test_each_view_is_compared_with_the_other_views_bank(bench):
     output = bench.backward(0)
     settings = dict(temperature=0.07, num_images=12)
     terms = []
-    for z, bank in ((output.embeddings, method.colour_bank), (output.positives, method.light_bank)):
+    for z, bank in ((output.embeddings, method.banks[1]), (output.positives, method.banks[0])):
         own, drawn = bank.rows[batch.index], bank.draw(9, step=0)
         partition = nce_partition(z, own, drawn, **settings)
         torch.testing.assert_close(bank.partition, partition)  # one for each bank
@@ -34,15 +34,15 @@ def test_each_view_is_compared_with_the_other_views_bank(bench):
 
 def test_the_small_recipe_compares_with_all_rows(bench):
     bench = bench("cmc")
-    output, bank = bench.backward(0), bench.method.colour_bank
+    output, bank = bench.backward(0), bench.method.banks[1]
     positions = bank.positions(bench.batch(0).index)
     expected = instance_softmax(output.embeddings, bank.rows[bank.ids], positions, temperature=0.1)
-    torch.testing.assert_close(output.metrics["light_to_colour"], expected)
+    torch.testing.assert_close(output.metrics["lightness_to_colour"], expected)
 
 
 def test_each_bank_follows_its_own_view_after_the_step(bench):
     bench = bench("cmc")
-    banks = (bench.method.light_bank, bench.method.colour_bank)
+    banks = (bench.method.banks[0], bench.method.banks[1])
     before = [bank.rows.clone() for bank in banks]
     assert not torch.equal(*before)
     output, index = bench.backward(0), bench.batch(0).index
@@ -81,3 +81,26 @@ def test_another_backbone_is_refused_and_grey_images_too(bench, backbone):
     with pytest.raises(BackboneError, match="these have 1. Grey images"):
         build_backbone("lab_resnet8", channels=1, image_size=32)
     assert CMC.backbone_name("lab_resnet8") == CMC.backbone_name("resnet8") == "lab_resnet8"
+
+
+def test_three_parts_are_compared_in_all_pairs(bench):
+    from attar.models.backbones import build_backbone
+
+    built = bench("cmc")
+    parts = build_backbone("lab3_resnet8x0.5", image_size=32)
+    method = CMC(built.method.recipe, parts, built.setup)
+    batch = built.batch(0)
+    output = method.step(batch, built.progress(0))
+    names = ("lightness", "green_red", "blue_yellow")
+    assert set(output.metrics) == {f"{a}_to_{b}" for a in names for b in names if a != b}
+    z = [projector(part) for projector, part in zip(method.projectors, parts(batch.images).chunk(3, dim=1))]
+    terms = []
+    for i, bank in enumerate(method.banks):
+        positions = bank.positions(batch.index)
+        terms += [instance_softmax(z[j], bank.rows[bank.ids], positions, temperature=0.1) for j in range(3) if j != i]
+    torch.testing.assert_close(output.loss, sum(terms))
+    maps = torch.cat(parts.network.split(batch.images), dim=1)
+    for i, name in enumerate(names):
+        alone = getattr(parts.network.eval(), name)(maps[:, i : i + 1])
+        torch.testing.assert_close(parts(batch.images).chunk(3, dim=1)[i], alone)
+    assert CMC.backbone_name("lab3_resnet8") == "lab3_resnet8"

@@ -239,7 +239,7 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     """
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
-    name = name.removeprefix(lab.PREFIX).removeprefix(lab.LIGHTNESS_PREFIX)
+    name = name.removeprefix(lab.prefix_of(name))
     if cut := early_exit.parse(name):
         name = cut[1]
     if name in handcrafted.NAMES or small_vits.matches(name) or build_small(name, channels=3) is not None:
@@ -270,7 +270,7 @@ def build_backbone(
 
     Args:
         name: an own net (small_nets.py, binary.py, small_vits.py), "hog", "pixels", any name of timm, or one of
-            these behind "lab_" or "lightness_".
+            these behind "lab_", "lab3_" or "lightness_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -280,7 +280,7 @@ def build_backbone(
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
     check_name(name, stem=stem)
-    if name.startswith((lab.PREFIX, lab.LIGHTNESS_PREFIX)):
+    if lab.prefix_of(name):
         return _build_lab(spec, pretrained)
     if cut := early_exit.parse(name):
         whole = build_backbone(
@@ -310,20 +310,21 @@ def _build_lab(spec: BackboneSpec, pretrained: bool) -> Backbone:
             f"{spec.channels}. Grey images have no colour for colorization or cmc to learn from: take rotation or "
             "inpainting."
         )
-    prefix = lab.PREFIX if spec.name.startswith(lab.PREFIX) else lab.LIGHTNESS_PREFIX
-    parts = [
-        build_backbone(
+    prefix = lab.prefix_of(spec.name)
+    channels = lab.PARTS.get(prefix, {"lightness": 1})
+    parts = {
+        name: build_backbone(
             spec.name.removeprefix(prefix),
-            channels=channels,
+            channels=number,
             image_size=spec.image_size,
             stem=spec.stem,
             pretrained=pretrained,
             drop_path=spec.drop_path,
         )
-        for channels in ((1, 2) if prefix == lab.PREFIX else (1,))
-    ]
-    network = lab.LabHalves(*parts) if prefix == lab.PREFIX else lab.LightnessOnly(*parts)
-    return Backbone(network, spec, sum(part.num_features for part in parts))
+        for name, number in channels.items()
+    }
+    network = lab.LabParts(parts, tuple(channels.values())) if prefix in lab.PARTS else lab.LightnessOnly(**parts)
+    return Backbone(network, spec, sum(part.num_features for part in parts.values()))
 
 
 def cut_at_exit(backbone: Backbone, number: int, branch: early_exit.Branch | None = None) -> Backbone:

@@ -1,12 +1,13 @@
 """Networks that take RGB images as any other does, and see them in Lab.
 
-LabHalves       one network made of two: one sees the lightness of an image, the other its colour (CMC)
+LabParts        one network made of two: one sees the lightness of an image, the other its colour; or of three, one for
+                each of L, a and b (CMC)
 LightnessOnly   one network that sees the lightness alone, one channel (colorization)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from attar.data.images import IMAGENET_MEAN, IMAGENET_STD
 from attar.views.colour import rgb_to_lab
 
-PREFIX = "lab_"  # lab_resnet18: two ResNet-18
+# The parts of an image that networks see, with their channels, by the prefix of a name: lab_resnet18 is two ResNet-18
+PARTS = {"lab_": {"lightness": 1, "colour": 2}, "lab3_": {"lightness": 1, "green_red": 1, "blue_yellow": 1}}
 LIGHTNESS_PREFIX = "lightness_"  # lightness_resnet18: one ResNet-18 of one channel
 
 # Middle and half the width of the range of L, a and b over all sRGB colours.
@@ -56,25 +58,33 @@ class SeesLab(nn.Module):
         return lab[:, :1], lab[:, 1:]
 
 
-class LabHalves(SeesLab):
-    """RGB images (B, 3, H, W), normalised as usual -> features of the L half, then of the ab half, (B, 2D).
+class LabParts(SeesLab):
+    """RGB images (B, 3, H, W), normalised as usual -> features of V parts, one after the other, (B, V D).
 
-    The first half of the features depends on L alone, the second on a and b alone.
+    Each D of the features depend on their own part of Lab alone.
+
+    Args:
+        parts: the networks by name, in the order of L, a, b. channels: how many of these each one sees.
     """
 
-    def __init__(self, lightness: nn.Module, colour: nn.Module):
+    def __init__(self, parts: Mapping[str, nn.Module], channels: Sequence[int]):
         super().__init__()
-        self.lightness, self.colour = lightness, colour
+        self.names, self.channels = tuple(parts), tuple(channels)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def seen(self, images: Tensor) -> list[tuple[Any, Tensor]]:
+        """Each network with what it sees: maps within [-1, 1]."""
+        maps = torch.cat(self.split(images), dim=1).split(self.channels, dim=1)
+        return [(getattr(self, name), part) for name, part in zip(self.names, maps)]
 
     def forward(self, images: Tensor) -> Tensor:
-        light, colour = self.split(images)
-        return torch.cat([self.lightness(light), self.colour(colour)], dim=1)
+        return torch.cat([network(part) for network, part in self.seen(images)], dim=1)
 
     def stages_of(self, images: Tensor) -> dict[str, Tensor]:
-        """Both halves' maps by name, joined along the channels (of tokens: along the features)."""
-        light, colour = self.split(images)
-        of_light, of_colour = self.lightness.stages(light), self.colour.stages(colour)  # type: ignore[operator]
-        return {k: torch.cat([m, of_colour[k]], dim=1 if m.ndim == 4 else -1) for k, m in of_light.items()}
+        """All parts' maps by name, joined along the channels (of tokens: along the features)."""
+        maps = [network.stages(part) for network, part in self.seen(images)]
+        return {k: torch.cat([of[k] for of in maps], dim=1 if m.ndim == 4 else -1) for k, m in maps[0].items()}
 
 
 class LightnessOnly(SeesLab):
@@ -99,3 +109,8 @@ class LightnessOnly(SeesLab):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.lightness.network.set_grad_checkpointing(enable)
+
+
+def prefix_of(name: str) -> str:
+    """lab_, lab3_, lightness_, or "" for the name of an ordinary network."""
+    return next((prefix for prefix in (*PARTS, LIGHTNESS_PREFIX) if name.startswith(prefix)), "")

@@ -3,15 +3,16 @@ all images. What both tell, the objects, is learnt; what only one tells is not.
 
 Tian, Krishnan and Isola 2020, arXiv:1906.05849.
 
-    x -> Lab;  L = its lightness, ab = its colour;  z_L = n(W_L f_L(L) + b_L),  z_ab = n(W_ab f_ab(ab) + b_ab)
-    M_L, M_ab two memory banks, one unit row per training image in each
-    loss = D(z_L, M_ab) + D(z_ab, M_L)
+    x -> Lab;  v_1 = its lightness L, v_2 = its colour ab;  z_i = n(W_i f_i(v_i) + b_i)
+    M_i    memory banks, one unit row per training image in each
+    loss = sum over i != j of D(z_i, M_j): D(z_1, M_2) + D(z_2, M_1)
     D    = NCE or softmax of recognising the row of the own image among others, see inst_disc
 
 What is exported is one network that takes images like any other: `lab_NAME` (models/lab.py) undoes the normalisation,
-converts to Lab, and runs f_L and f_ab, two networks NAME, side by side; its features are both outputs joined, which
+converts to Lab, and runs f_1 and f_2, two networks NAME, side by side; its features are both outputs joined, which
 is what the paper evaluates. So training, evaluation, distillation and export see an ordinary backbone, and a half of
-its features is a view. Ask for a NAME, and lab_NAME is built; for the cost of one, ask for half its width.
+its features is a view. Ask for a NAME, and lab_NAME is built; for the cost of one, ask for half its width. lab3_NAME
+has a network for each of L, a and b, and the loss is over all pairs of the three (the paper's full graph, section 3.3).
 
 State: the banks, moved after the optimiser's step, each with its own view's embeddings,
 M_i <- n(m M_i + (1 - m) z_i); one Z of NCE for each bank, estimated on the first batch and kept. All are saved.
@@ -20,7 +21,8 @@ Differs: the published code converts with 8-bit colours on the CPU; here Lab is 
 crops that are resampled in RGB. One draw of negatives serves the batch, see inst_disc. "small" has the
 softmax, which the code offers and reports as better, over all images; its other numbers are those for STL-10.
 
-Cost: two networks on one view, twice a step of inst_disc, also when it is used; two banks of N * E numbers.
+Cost: two networks on one view, twice a step of inst_disc, also when it is used; two banks of N * E numbers. Three of
+each with lab3_NAME.
 
 Choose it when colour carries meaning and is not simply the opposite of lightness, or as the pattern for other pairs of
 sensors; grey images have no second view (an error), and ordinary photographs gain more from SimCLR or MoCo v2.
@@ -31,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.errors import RecipeError
@@ -40,7 +42,7 @@ from attar.methods.base import Method, Progress, Setup, StepOutput
 from attar.methods.memory import MemoryRecipe, discriminate, new_banks
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
-from attar.models.lab import PREFIX, LabHalves
+from attar.models.lab import PARTS, LabParts, prefix_of
 from attar.views.augmentation import Augmentation
 from attar.views.batches import OneView
 from attar.views.makers import MakeOneView
@@ -91,43 +93,46 @@ def views(recipe: CMCRecipe, image: ImageSpec) -> MakeOneView:
 
 
 class CMC(Method):
-    """See the module's docstring. B images, D features of each half, E embedding."""
+    """See the module's docstring. B images, V views, D features of each, E embedding."""
 
     recipe: CMCRecipe
 
     def __init__(self, recipe: CMCRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        halves = backbone.network
-        if not isinstance(halves, LabHalves):
+        parts = backbone.network
+        if not isinstance(parts, LabParts):
             raise RecipeError(
-                f"cmc: it needs a backbone in two halves, but was given {backbone.spec.name}; "
+                f"cmc: it needs a backbone in two halves, or three parts, but was given {backbone.spec.name}; "
                 f"build {self.backbone_name(backbone.spec.name)}."
             )
-        halves.expect(setup.image.mean, setup.image.std)
-        self.backbone = backbone
-        width = backbone.num_features // 2
-        self.light_projector = MLP([width, recipe.projector_dim])
-        self.colour_projector = MLP([width, recipe.projector_dim])
-        self.light_bank, self.colour_bank = new_banks(recipe, setup, "cmc", 2)
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # ids and embeddings of this step, for the banks after it
+        parts.expect(setup.image.mean, setup.image.std)
+        self.backbone, self.names = backbone, parts.names
+        width = backbone.num_features // len(self.names)
+        self.projectors = nn.ModuleList(MLP([width, recipe.projector_dim]) for _ in self.names)
+        self.banks = nn.ModuleList(new_banks(recipe, setup, "cmc", len(self.names)))
+        self._seen: list[tuple[Tensor, ...]] = []  # ids and embeddings of this step, for the banks after it
 
     @staticmethod
     def backbone_name(asked: str) -> str:
-        return asked if asked.startswith(PREFIX) else PREFIX + asked
+        return asked if prefix_of(asked) in PARTS else f"lab_{asked}"
 
     def step(self, batch: OneView, progress: Progress) -> StepOutput:
-        light, colour = self.backbone(batch.images).chunk(2, dim=1)  # (B, D) each
-        z_light, z_colour = self.light_projector(light), self.colour_projector(colour)  # (B, E)
-        light_to_colour = discriminate(self.colour_bank, z_light, batch.index, self.recipe, progress.step)
-        colour_to_light = discriminate(self.light_bank, z_colour, batch.index, self.recipe, progress.step)
-        self._seen.append((batch.index, z_light.detach(), z_colour.detach()))
-        metrics = {"light_to_colour": light_to_colour.detach(), "colour_to_light": colour_to_light.detach()}
-        return StepOutput(light_to_colour + colour_to_light, metrics, z_light.detach(), z_colour.detach())
+        features = self.backbone(batch.images).chunk(len(self.names), dim=1)  # (B, D) each
+        z = [projector(part) for projector, part in zip(self.projectors, features)]  # (B, E) each
+        terms = {
+            f"{one}_to_{other}": discriminate(bank, z_one, batch.index, self.recipe, progress.step)  # type: ignore[arg-type]
+            for one, z_one in zip(self.names, z)
+            for other, bank in zip(self.names, self.banks)
+            if one != other
+        }
+        z = [row.detach() for row in z]
+        self._seen.append((batch.index, *z))
+        return StepOutput(sum(terms.values(), z[0].new_zeros(())), {k: v.detach() for k, v in terms.items()}, *z[:2])
 
     def after_step(self, progress: Progress) -> None:
-        index, z_light, z_colour = (gather_rows(torch.cat(parts)) for parts in zip(*self._seen))
-        self.light_bank.update(index, z_light)
-        self.colour_bank.update(index, z_colour)
+        index, *z = (gather_rows(torch.cat(parts)) for parts in zip(*self._seen))
+        for bank, rows in zip(self.banks, z):
+            bank.update(index, rows)  # type: ignore[operator]
         self._seen.clear()
 
 
