@@ -10,7 +10,7 @@ from typing import Any
 
 from attar.claims.ablation import DISTILLING, Ablation, Arm, over
 
-TEACHER = Arm("teacher, SimCLR", "simclr")
+TEACHER = Arm("SimCLR", "simclr")
 ALONE = Arm("student, SimCLR alone", "simclr")
 BINARY = "bnn_resnet8"
 
