@@ -56,7 +56,7 @@ class ClaimResult:
             if took is None:
                 return
             images += took["total_steps"] * recipe["settings"]["batch_size"] / 1000
-            tflops += took["total_steps"] * took["flops_per_step"] / 1e12
+            tflops += took["total_steps"] * took.get("flops_per_step", 0) / 1e12
             folder = Path(recipe["init"]["name"]) if recipe.get("init") else None
         costs = self.compute.setdefault(arm, {"images": [], "tflops": []})
         costs["images"].append(images)

@@ -178,9 +178,8 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
             progress = Progress(step, plan.total_steps, step // plan.steps_per_epoch, job.recipe.epochs)
             step_began = time.monotonic()
             lr = set_rates(job.optimiser, job.recipe, progress)
-            counter = (
-                FlopCounterMode(display=False) if step % plan.steps_per_epoch == 0 and not options.compile else None
-            )
+            counted = step % plan.steps_per_epoch == 0 and not options.compile
+            counter = FlopCounterMode(display=False) if counted else None
             with counter or contextlib.nullcontext():
                 terms = update(job, fetched.parts, progress)
             step += 1
@@ -188,8 +187,8 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
                 seconds = time.monotonic() - step_began + fetched.wait
                 rate = round(job.recipe.batch_size / max(seconds, 1e-9), 2)
                 row = {"step": progress.step, "epoch": progress.epoch, "lr": lr, "images_per_second": rate}
-                counted = {"flops": counter.get_total_flops() * world.world_size} if counter else {}
-                log.add({**row, "data_wait": round(fetched.wait, 5), **counted}, terms)
+                flops = {"flops": counter.get_total_flops() * world.world_size} if counter else {}
+                log.add({**row, "data_wait": round(fetched.wait, 5), **flops}, terms)
                 if world.device.type == "cpu" or step % _FLUSH_EVERY == 0:
                     bar.show(step, log.flush())
             if health_log is not None and (step % health_every == 0 or step == plan.total_steps):
@@ -210,7 +209,7 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
             job.method = job.network.whole(state).to(world.device)
     seconds = time.monotonic() - began
     rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
-    flops = [row["flops"] for row in read_json_lines(run / "metrics.jsonl") if "flops" in row] if log else []
+    rows = read_json_lines(run / "metrics.jsonl") if log is not None else []
     peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else _process_memory()
     return FitResult(
         step=step,
@@ -220,7 +219,7 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
         interrupted=interrupted and step < plan.total_steps,
         collapsed=collapsed,
         peak_memory=peak_memory,
-        flops_per_step=statistics.mean(flops or [0]),
+        flops_per_step=statistics.mean([row["flops"] for row in rows if "flops" in row] or [0]),
     )
 
 
