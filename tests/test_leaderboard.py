@@ -6,13 +6,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import attar.evaluation.evaluation
 import attar.methods
 from attar import leaderboard as module
+from attar.cli import app
 from attar.errors import AttarError, RecipeError, RunError
 from attar.leaderboard import SIZES, Size, leaderboard
 from attar.leaderboard_table import PUBLISHED, Entry, Leaderboard
+from attar.models.backbones import build_backbone
 
 TINY = Size(images=200, test_images=80, image_size=8, backbone="resnet8x0.5", vit="none", epochs=1, batch_size=64)
 RANDOM = "random initialisation"
@@ -123,6 +126,24 @@ def test_untrained_networks_and_the_upper_line_have_every_seed():
     assert names == [("pixels", "–", 0), ("hog", "–", 0), *seeded]
     files = [module._file(Path("out"), e).name for e in found]
     assert len(set(files)) == len(files) and {"resnet8.json", "resnet8-1.json", "simclr-0.json"} <= set(files)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_network_of_a_size_can_be_built(size):
+    plan = SIZES[size]
+    found = module._entries(["simclr", "cmc", "colorization", "mae", "i_jepa"], plan, 1)
+    names = {e.backbone if e.name == RANDOM else e.name for e in found if e.kind == "control"}
+    assert len(names) == 7
+    for name in names:
+        build_backbone(name, channels=3, image_size=plan.image_size, stem=plan.stem_for(name))
+
+
+def test_the_command_passes_on_what_it_was_given(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(module, "leaderboard", lambda data, **more: given.update(more) or board(tmp_path))
+    result = CliRunner().invoke(app, ["leaderboard", "--precision", "fp32", "--compile", "--methods", "simclr,byol"])
+    assert result.exit_code == 0, result.output
+    assert (given["precision"], given["compile"], given["methods"]) == ("fp32", True, ["simclr", "byol"])
 
 
 def bench(tmp_path, monkeypatch, **more):

@@ -63,7 +63,8 @@ class Size:
         return load(method).METHOD.backbone_name(self.backbone_for(method))
 
     def stem_for(self, network: str) -> str:
-        return "standard" if network.startswith("vit_") else self.stem
+        """Of convnets; ViTs, pixels and HOG have none to choose."""
+        return "standard" if network in (*HANDCRAFTED, self.vit, f"{self.vit}_gap") else self.stem
 
 
 SIZES = {
@@ -100,6 +101,7 @@ MINUTES = {"quick": 2, "cpu": 15}  # about, for a training and its measuring on 
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
 FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
+HANDCRAFTED = ("pixels", "hog")
 UPPER_METHOD = "supervised"
 UPPER_PROTOCOLS = ("knn", "linear", "classifier")  # it saw all labels, so what few of them give says nothing
 LABELS = "true_labels"  # the array of train.npz that only the upper line is trained with
@@ -263,7 +265,7 @@ def _entries(methods: Sequence[str], plan: Size, seeds: int) -> list[Entry]:
     from attar.methods import entry as catalogue_line
 
     networks = list(dict.fromkeys(map(plan.network_of, methods)))
-    entries = [Entry(name, CONTROL, "–", 0) for name in ("pixels", "hog")]
+    entries = [Entry(name, CONTROL, "–", 0) for name in HANDCRAFTED]
     for seed in range(seeds):
         entries += [Entry(UNTRAINED, CONTROL, network, seed) for network in networks]
         entries += [Entry(name, catalogue_line(name).family, plan.network_of(name), seed) for name in methods]
