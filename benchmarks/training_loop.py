@@ -114,7 +114,7 @@ def main() -> None:
     epochs: dict[str, Callable[..., float]] = {"attar": attar_epoch}
     if given.compile:
         epochs["attar, compiled"] = partial(attar_epoch, compile=True)
-        # compiles: later networks of the same shape find the code made
+        # the first network compiles; the later ones of the same shape find that code
         epochs["attar, compiled"](images[: 4 * given.batch], given.size, given.batch, given.device, given.precision)
     epochs["lightly"] = lightly_epoch
     rates: dict[str, list[float]] = {name: [] for name in epochs}

@@ -155,7 +155,7 @@ def leaderboard(
     _claim(out, plan, train, held_out)
     board = Leaderboard(size, f"{len(train)} images of {Path(str(data)).name}, {plan.epochs} epochs", out, notes=notes)
     bench = _Bench(plan, out, train, held_out, device, precision, compile, conditions)
-    missing = []
+    missing: list[Entry] = []
     for entry in _entries(chosen, plan, seeds):
         kept = _kept(_file(out, entry))
         (board.entries if kept else missing).append(kept or entry)
@@ -238,8 +238,8 @@ def _write_images(path: Path, train: Images, held_out: Images) -> None:
     """Labels under a name that nothing reads unasked: they must not reach the trainings without labels."""
     from attar.evaluation.evaluation import prepare
 
-    assert train.labels is not None
     labelled, _, classes = prepare(train, held_out, seed=0)
+    assert train.labels is not None and labelled.labels is not None
     labels = np.full(len(train), -1, dtype=np.int64)
     labels[train.labels >= 0] = labelled.labels
     temporary = path.with_name(f".{path.name}")

@@ -236,7 +236,7 @@ def plot(board: Leaderboard, path: Path) -> None:
             axes.text(value, len(methods) + 0.7, title, rotation=60, fontsize=7, color="#4a5568")
     axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
     axes.set_ylim(0.4, len(methods) + 0.6)
-    axes.set_xlabel("top-1, % (kNN: dotted of the controls, drawn through of the supervised upper line)")
+    axes.set_xlabel("top-1, % (kNN: dotted of the controls, solid of the supervised upper line)")
     axes.legend(loc="lower right", fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
