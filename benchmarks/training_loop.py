@@ -1,11 +1,13 @@
 """Whole training loops, images per second: attar's SimCLR against lightly's, same backbone, batch, data and losses.
 
     python benchmarks/training_loop.py [--data FILE.npz] [--images 2048] [--size 32] [--rounds 3] [--device cpu]
+        [--precision bf16] [--compile]
 
 Both train torchvision's ResNet-18 shape (timm's `resnet18`, small stem) with SimCLR at the same batch and precision
 from the same pictures; one epoch each, alternating. lightly runs as its documentation has it: a torchvision-style
 transform of PIL images in a DataLoader with as many workers as there are cores. It is needed for this benchmark only:
-pip install lightly.
+pip install lightly. --compile adds a row: attar with its backbone compiled by torch.compile, beside both as they were;
+compiling itself is done before the clock starts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,9 @@ def pictures(data: str | None, number: int, size: int) -> np.ndarray:
     return images.batch(np.arange(number)).canvases.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def attar_epoch(images: np.ndarray, size: int, batch: int, device: str, precision: str) -> float:
+def attar_epoch(
+    images: np.ndarray, size: int, batch: int, device: str, precision: str, *, compile: bool = False
+) -> float:
     """Images per second over the epoch, from the loop's own clock."""
     with tempfile.TemporaryDirectory() as folder:
         run = stages.pretrain(
@@ -49,6 +55,7 @@ def attar_epoch(images: np.ndarray, size: int, batch: int, device: str, precisio
             batch_size=batch,
             device=device,
             precision=precision,
+            compile=compile,
             progress=False,
         )
         assert run.fit is not None
@@ -101,16 +108,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="also measure attar with a compiled backbone")
     given = parser.parse_args()
     images = pictures(given.data, given.images, given.size)
-    rates: dict[str, list[float]] = {"attar": [], "lightly": []}
+    epochs: dict[str, Callable[..., float]] = {"attar": attar_epoch}
+    if given.compile:
+        epochs["attar, compiled"] = partial(attar_epoch, compile=True)
+        # the first network compiles; the later ones of the same shape find that code
+        epochs["attar, compiled"](images[: 4 * given.batch], given.size, given.batch, given.device, given.precision)
+    epochs["lightly"] = lightly_epoch
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
     for _ in range(given.rounds):
-        for name, epoch in (("attar", attar_epoch), ("lightly", lightly_epoch)):
+        for name, epoch in epochs.items():
             rates[name].append(epoch(images, given.size, given.batch, given.device, given.precision))
     for name, values in rates.items():
-        print(f"{name:<8} {statistics.median(values):8.1f} images/s  (range {min(values):.1f} to {max(values):.1f})")
-    ratios = [a / b for a, b in zip(rates["attar"], rates["lightly"])]
-    print(f"ratio    {statistics.median(ratios):.2f} x  (range {min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"{name:<16} {statistics.median(values):8.1f} images/s  (range {min(values):.1f} to {max(values):.1f})")
+    lightly = rates.pop("lightly")
+    for name, values in rates.items():
+        ratios = [a / b for a, b in zip(values, lightly)]
+        print(f"{name} / lightly: {statistics.median(ratios):.2f} x  (range {min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

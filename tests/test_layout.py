@@ -19,6 +19,7 @@ ROWS = [
         "demo",
         "claims",
         "leaderboard",
+        "leaderboard_table",
         "request",
         "planning",
         "catalogue",

@@ -1,13 +1,24 @@
 """The leaderboard trains what is missing, keeps what is done, and says which methods beat their untrained backbone."""
 
 import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from attar.errors import RecipeError, RunError
-from attar.leaderboard import SIZES, Entry, Leaderboard, Size, leaderboard
+import attar.evaluation.evaluation
+import attar.methods
+from attar import leaderboard as module
+from attar.cli import app
+from attar.errors import AttarError, RecipeError, RunError
+from attar.leaderboard import SIZES, Size, leaderboard
+from attar.leaderboard_table import PUBLISHED, Entry, Leaderboard
+from attar.models.backbones import build_backbone
 
 TINY = Size(images=200, test_images=80, image_size=8, backbone="resnet8x0.5", vit="none", epochs=1, batch_size=64)
+RANDOM = "random initialisation"
 
 
 def entry(name, kind="siamese", knn=0.5, seed=0, **more):
@@ -15,27 +26,80 @@ def entry(name, kind="siamese", knn=0.5, seed=0, **more):
     return Entry(name, kind, "resnet8", seed, values, 10.0, 100.0, 60.0, 10**9, **more)
 
 
-def board(tmp_path, *entries):
-    return Leaderboard("quick", "images", tmp_path, list(entries))
+def board(tmp_path, *entries, size="quick", **more):
+    return Leaderboard(size, "images", tmp_path, list(entries), **more)
 
 
 def test_a_method_is_better_than_untrained_where_the_intervals_do_not_touch(tmp_path):
-    random = entry("random initialisation", "control", 0.40)
+    random = entry(RANDOM, "control", 0.40)
     clear, near = entry("simclr", knn=0.45), entry("byol", knn=0.43)
     found = board(tmp_path, random, clear, near)
     assert found.better([clear]) == "kNN, linear" and found.better([near]) == "no" and found.better([random]) == ""
-    assert found.better([clear, entry("simclr", knn=0.41, seed=1)]) == "no"  # every seed must be above
     assert board(tmp_path, clear).better([clear]) == "?"
+    assert board(tmp_path, clear, entry(RANDOM, "control", failure="no memory")).better([clear]) == "?"
+    upper = entry("supervised", "upper line", knn=0.9)
+    assert board(tmp_path, random, upper).better([upper]) == ""
+
+
+def test_several_seeds_are_compared_by_their_means_and_spread(tmp_path):
+    seeds = lambda name, values, kind="siamese": [entry(name, kind, v, i) for i, v in enumerate(values)]  # noqa: E731
+    method = seeds("simclr", [0.46, 0.47, 0.48])
+    steady, wide = seeds(RANDOM, [0.39, 0.40, 0.41], "control"), seeds(RANDOM, [0.34, 0.40, 0.46], "control")
+    assert board(tmp_path, *method, *steady).better(method) == "kNN, linear"
+    assert board(tmp_path, *method, *wide).better(method) == "no"  # the same mean; a single lucky draw said otherwise
+    assert board(tmp_path, *method, *steady[:1]).better(method) == "kNN, linear"
+    uneven = seeds("byol", [0.45, 0.55])  # the mean is 10 points above, of two that are 10 apart
+    assert board(tmp_path, *uneven, *steady[:1]).better(uneven) == "no"
+    diverged = Entry("simclr", "siamese", "resnet8", 3, failure="not finite")
+    assert board(tmp_path, *method, diverged, *steady).better([*method, diverged]) == "kNN, linear"
+    text = board(tmp_path, *method, diverged, *steady).text()
+    assert "- simclr, seed 3: not finite" in text and "and the spread between seeds" in text
+    assert "40.0 ± 1.0" in text
 
 
 def test_the_table_gives_spread_over_seeds_and_names_failures(tmp_path):
     failed = Entry("moco", "contrastive", "resnet8", 0, failure="out of memory")
+    upper = entry("supervised", "upper line", knn=0.95)
+    upper.values["classifier"] = (0.96, 0.95, 0.97)
     found = board(
-        tmp_path, entry("byol"), entry("byol", knn=0.6, seed=1), entry("pixels", "control"), failed, entry("x", knn=0.9)
-    )
+        tmp_path, entry("byol"), entry("byol", knn=0.6, seed=1), entry("pixels", "control", 0.99), failed, upper,
+        entry("x", knn=0.9),
+    )  # fmt: skip
     lines = found.table().splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["x", "byol", "moco", "*pixels*"]
-    assert "55.0 ± 7.1" in lines[3] and "failed: out of memory" in lines[4]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["x", "byol", "moco", "*supervised*", "*pixels*"]
+    assert "55.0 ± 7.1" in lines[3] and "| failed, see below |" in lines[4]
+    assert "own classifier" in lines[0] and "| 96.0 |" in lines[5] and "upper line" in lines[5]
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert "- moco, seed 0: out of memory" in found.text()
+
+
+def test_methods_that_are_not_better_say_what_was_tried(tmp_path):
+    random, near, far = entry(RANDOM, "control", 0.40), entry("byol", knn=0.41), entry("simclr", knn=0.5)
+    text = board(tmp_path, random, near, entry("simsiam", knn=0.4), far, notes={"byol": "twice the rate: 41.2"}).text()
+    assert "- byol: twice the rate: 41.2\n- simsiam: nothing was tried\n" in text and "- simclr:" not in text
+    assert "Not above" not in board(tmp_path, random, far).text()
+
+
+def test_published_figures_stand_beside_the_size_they_belong_to(tmp_path):
+    assert "lightly" not in board(tmp_path, entry("simclr")).text()
+    found = board(tmp_path, entry("simclr"), entry("vicreg"), size="gpu")
+    lines = found.table().splitlines()
+    place = lines[0].split(" | ").index("lightly's kNN")
+    shown = {line.split(" | ")[0].strip("| "): line.split(" | ")[place] for line in lines[2:]}
+    assert shown == {"simclr": "84.8", "vicreg": "–"} and set(PUBLISHED) <= set(attar.methods.CATALOGUE)
+    assert "200 epochs, the best epoch" in found.text()
+
+
+def test_conditions_are_shown_once_or_by_entry(tmp_path):
+    on = {"device": "A", "torch": "2.9", "precision": "bf16", "compile": False}
+    same = board(tmp_path, entry("simclr", conditions=on), entry("byol", conditions=dict(on))).text()
+    assert "Conditions: device A; torch 2.9; precision bf16; compile no." in same and "differ" not in same
+    other = entry("byol", conditions={**on, "device": "B", "compile": True})
+    text = board(tmp_path, entry("simclr", conditions=on), other, entry("moco")).text()
+    assert "Conditions: torch 2.9; precision bf16." in text and "images/s and memory compare only" in text
+    assert "- device A: simclr, seed 0\n- device B: byol, seed 0\n- compile no: simclr, seed 0\n- compile yes" in text
+    assert "Conditions not recorded: moco, seed 0." in text
+    assert "Conditions" not in board(tmp_path, entry("moco")).text()
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
@@ -43,20 +107,138 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         leaderboard(size="huge")
     with pytest.raises(RecipeError, match="seed needs a teacher or labels"):
         leaderboard(methods=["seed"])
+    with pytest.raises(RecipeError, match="--methods supervised: it is trained in any case"):
+        leaderboard(methods=["supervised"])
     with pytest.raises(RecipeError, match="--seeds 0"):
         leaderboard(seeds=0)
+    with pytest.raises(RecipeError, match="--precision 'fp8' is unknown"):
+        leaderboard(precision="fp8")
+    (tmp_path / "notes.json").write_text('{"simsiam": ["a list"]}')
+    with pytest.raises(RunError, match="notes.json: accepted is one object of texts"):
+        leaderboard(size="quick", methods=["rotation"], out=tmp_path)
+
+
+def test_untrained_networks_and_the_upper_line_have_every_seed():
+    found = module._entries(["simclr", "colorization"], SIZES["quick"], 2)
+    names = [(e.name, e.backbone, e.seed) for e in found if not e.is_method]
+    both = [(RANDOM, "resnet8"), (RANDOM, "lightness_resnet8"), ("supervised", "resnet8")]
+    seeded = [(*line, seed) for seed in (0, 1) for line in both]
+    assert names == [("pixels", "–", 0), ("hog", "–", 0), *seeded]
+    files = [module._file(Path("out"), e).name for e in found]
+    assert len(set(files)) == len(files) and {"resnet8.json", "resnet8-1.json", "simclr-0.json"} <= set(files)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_network_of_a_size_can_be_built(size):
+    plan = SIZES[size]
+    found = module._entries(["simclr", "cmc", "colorization", "mae", "i_jepa"], plan, 1)
+    names = {e.backbone if e.name == RANDOM else e.name for e in found if e.kind == "control"}
+    assert len(names) == 7
+    for name in names:
+        build_backbone(name, channels=3, image_size=plan.image_size, stem=plan.stem_for(name))
+
+
+def test_the_command_passes_on_what_it_was_given(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(module, "leaderboard", lambda data, **more: given.update(more) or board(tmp_path))
+    result = CliRunner().invoke(app, ["leaderboard", "--precision", "fp32", "--compile", "--methods", "simclr,byol"])
+    assert result.exit_code == 0, result.output
+    assert (given["precision"], given["compile"], given["methods"]) == ("fp32", True, ["simclr", "byol"])
+
+
+def bench(tmp_path, monkeypatch, **more):
+    """What the entries share, and the commands that were given to train."""
+    said = {"device": "A", "torch": "2.9", "attar": "0", "precision": "bf16", "compile": True}
+    given = []
+    monkeypatch.setattr(module, "_wait_for", lambda command: given.append(command) or (2, "no such thing"))
+    values = {"device": "cpu", "precision": "bf16", "compile": True, "conditions": said, **more}
+    return module._Bench(SIZES["quick"], tmp_path, None, None, **values), given
+
+
+def test_what_is_asked_for_reaches_the_training(tmp_path, monkeypatch):
+    shared, given = bench(tmp_path, monkeypatch)
+    for name in ("simclr", "mae", "supervised"):
+        module._make(Entry(name, "upper line" if name == "supervised" else "x", "-", 0), shared)
+    texts = [" ".join(command) for command in given]
+    assert all("--precision bf16" in text and "--resume" in text for text in texts)
+    assert ["--compile" in text for text in texts] == [True, False, True]  # mae reads tokens past what it compiles
+    assert ["--labels true_labels --recipe small" in text for text in texts] == [False, False, True]
+    assert "--backbone resnet8 " in texts[2] and "--epochs 30" in texts[2]
+    assert [json.loads((tmp_path / name / "seed0.json").read_text())["compile"] for name in ("simclr", "mae")] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("error", [AttarError("features\nare not finite"), RuntimeError("svd did not converge")])
+def test_an_entry_that_cannot_be_measured_leaves_the_others_alone(tmp_path, monkeypatch, error):
+    def evaluate(backbone, *_, **__):
+        if backbone.spec.name == "hog":
+            raise error
+        return attar.evaluation.evaluation.Evaluation([], "", {"feature_rank": 3.0})
+
+    def trained(made, _):
+        made.images_per_second = 1.0
+        if made.name == "rotation":
+            raise error
+
+    monkeypatch.setattr(attar.evaluation.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(module, "_trained", trained)
+    monkeypatch.setitem(SIZES, "quick", TINY)
+    run = lambda: leaderboard("digits", methods=["rotation", "simclr"], size="quick", out=tmp_path, device="cpu")  # noqa: E731
+    failures = {e.name: e.failure for e in run().entries}
+    text = " ".join(str(error).split())
+    assert failures == {"hog": text, "pixels": None, RANDOM: None, "rotation": text, "simclr": None, "supervised": None}
+    assert f"- rotation, seed 0: {text}" in (tmp_path / "leaderboard.md").read_text()
+    monkeypatch.setattr(module, "_trained", lambda made, _: None)
+    assert {e.name for e in run().entries if e.failure} == {"hog"}  # tried again, and this time it went well
+
+
+def test_a_plan_comes_first_and_the_time_left_with_every_entry(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_make", lambda made, _: made.values.update(knn=(0.4, 0.3, 0.5)))
+    monkeypatch.setitem(SIZES, "quick", TINY)
+    (tmp_path / "results").mkdir()
+    old = entry("simclr", conditions={"device": "another"})
+    (tmp_path / "results" / "simclr-0.json").write_text(json.dumps(asdict(old)))
+    with caplog.at_level(logging.INFO, "attar"):
+        leaderboard("digits", methods=["rotation", "simclr"], size="quick", out=tmp_path, device="cpu")
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "3 trainings: 1 done, 2 to do at about 2 minutes each on two cores, 4 in all."
+    assert "Made under other conditions than now asked for, and kept: simclr, seed 0." in said[1]
+    assert said[2] == "pixels, seed 0: knn 40.0; 0.0 minutes; trainings left: 2, about 4 minutes."
+    assert said[5] == "rotation, seed 0: knn 40.0; 0.0 minutes; trainings left: 1, about 0 minutes."
+    assert said[6] == "supervised, seed 0: knn 40.0; 0.0 minutes." and len(said) == 7
+
+
+def test_folders_of_earlier_versions_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_make", lambda made, _: None)
+    monkeypatch.setitem(SIZES, "quick", TINY)
+    ask = {"methods": ["rotation"], "size": "quick", "out": tmp_path, "device": "cpu"}
+    leaderboard("digits", **ask)
+    with module.np.load(tmp_path / "train.npz") as arrays:
+        images, labels, classes = (arrays[name] for name in ("images", "true_labels", "true_classes"))
+    assert len(images) == len(labels) == 200 and len(classes) == 10 and set(labels) == set(range(10))
+    module.np.savez(tmp_path / "train.npz", images=images)
+    old = {key: value for key, value in asdict(entry("rotation")).items() if key != "conditions"}
+    (tmp_path / "results" / "rotation-0.json").write_text(json.dumps(old))
+    again = leaderboard("digits", **ask)
+    assert next(e for e in again.entries if e.name == "rotation").images_per_second == 100.0
+    assert (module.np.load(tmp_path / "train.npz")["true_labels"] == labels).all()
 
 
 @pytest.mark.slow
 def test_a_small_one_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "quick", TINY)
     out = tmp_path / "board"
-    first = leaderboard("digits", methods=["rotation"], size="quick", out=out, device="cpu")
+    first = leaderboard("digits", methods=["rotation"], size="quick", out=out, device="cpu", precision="fp32")
     names = {e.name for e in first.entries}
-    assert names == {"rotation", "pixels", "hog", "random initialisation"}
+    assert names == {"rotation", "pixels", "hog", RANDOM, "supervised"}
     method = next(e for e in first.entries if e.name == "rotation")
     assert method.failure is None and set(method.values) == {"knn", "linear", "low_label 1 %", "low_label 10 %"}
     assert method.peak_memory > 10**8 and method.images_per_second > 0
+    assert method.conditions["precision"] == "fp32" and method.conditions["compile"] is False
+    upper = next(e for e in first.entries if e.name == "supervised")
+    assert upper.failure is None and set(upper.values) == {"knn", "linear", "classifier"}
     assert (out / "leaderboard.png").stat().st_size > 5000 and "rotation" in (out / "leaderboard.md").read_text()
     weights = (out / "rotation" / "seed0" / "backbone.json").stat().st_mtime_ns
     again = leaderboard("digits", methods=["rotation", "simclr"], size="quick", out=out, device="cpu")
@@ -65,3 +247,13 @@ def test_a_small_one_end_to_end(tmp_path, monkeypatch):
     assert json.loads((out / "leaderboard.json").read_text()) == json.loads(json.dumps(again.to_json()))
     with pytest.raises(RunError, match="epochs: 1 -> 2"):
         leaderboard("digits", methods=["rotation"], size="quick", epochs=2, out=out, device="cpu")
+
+
+@pytest.mark.slow
+def test_the_upper_line_is_one(tmp_path, monkeypatch):
+    """With enough passes the classifier it was trained with knows the digits; the untrained network does not."""
+    monkeypatch.setitem(SIZES, "quick", replace(TINY, images=1000, test_images=300, epochs=20))
+    found = leaderboard("digits", methods=["rotation"], size="quick", out=tmp_path / "board", device="cpu")
+    values = {e.name: e.values for e in found.entries}
+    assert values["supervised"]["classifier"][0] > 0.85
+    assert values["supervised"]["knn"][1] > max(values[RANDOM]["knn"][2], values["rotation"]["knn"][2])

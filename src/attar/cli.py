@@ -500,16 +500,22 @@ def reproduce(
 
 @app.command()
 def leaderboard(
-    data: Annotated[str, typer.Argument(help="Labelled images; the labels only measure. Default: digits.")] = "digits",
+    data: Annotated[
+        str, typer.Argument(help="Labelled images; the labels only measure, and train the supervised upper line.")
+    ] = "digits",
     test: Annotated[str | None, typer.Option("--test", help="Measure on these; default: 20 % of DATA.")] = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names, joined by commas; default: all that need no teacher.")
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="quick (2 minutes a method), cpu (15) or gpu.")] = "cpu",
+    size: Annotated[
+        str, typer.Option("--size", help="quick (about 2 minutes a method), cpu (about 15) or gpu.")
+    ] = "cpu",
     seeds: Annotated[int, typer.Option("--seeds", help="Trainings a method.")] = 1,
     epochs: Epochs = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs and the table.")] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = False,
     json_output: Json = False,
 ) -> None:
     """All methods at 32 pixels and an equal budget, beside their controls: a table and a plot. Skips what is done."""
@@ -517,7 +523,16 @@ def leaderboard(
 
     names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     board = run_leaderboard(
-        data, test=test, methods=names, size=size, seeds=seeds, epochs=epochs, out=out, device=device
+        data,
+        test=test,
+        methods=names,
+        size=size,
+        seeds=seeds,
+        epochs=epochs,
+        out=out,
+        device=device,
+        precision=precision,
+        compile=compile,
     )
     if json_output:
         _print_json(board.to_json())

@@ -1,21 +1,25 @@
 """`attar leaderboard`: every self-supervised method at the same budget, on the same images, by the same yardstick.
 
 Equal for all: images, number of passes over them, batch, backbone (methods of patch tokens take a small ViT and are
-compared with that ViT untrained), evaluation, last epoch. Each training is a process of its own, so that its memory is
-its own and one that fails leaves the others alone. What is done is not done again.
+compared with that ViT untrained), evaluation, last epoch. Beside them stand pixels, HOG, the untrained networks of each
+seed and, as the upper line, the same network trained with all labels. Each training is a process of its own, so that
+its memory is its own; one that fails, there or when it is measured, leaves the others alone. What is done is not done
+again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +27,8 @@ import numpy as np
 
 from attar.claims.images import train_and_test
 from attar.errors import RecipeError, RunError, unknown_name
-from attar.train.run import check_writable, write_atomically
+from attar.leaderboard_table import CONTROL, UNTRAINED, UPPER_LINE, Entry, Leaderboard, plot
+from attar.train.run import RunFolder, check_writable, write_atomically
 
 if TYPE_CHECKING:
     from attar.data.images import Images
@@ -51,9 +56,18 @@ class Size:
         tokens = load(method).METHOD.needs_tokens
         return {"": self.backbone, "mean": f"{self.vit}_gap"}.get(tokens, self.vit)
 
+    def network_of(self, method: str) -> str:
+        """What the method makes of this backbone."""
+        from attar.methods.base import load
+
+        return load(method).METHOD.backbone_name(self.backbone_for(method))
+
+    def stem_for(self, network: str) -> str:
+        """Of convnets; ViTs, pixels and HOG have none to choose."""
+        return "standard" if network in (*HANDCRAFTED, self.vit, f"{self.vit}_gap") else self.stem
+
 
 SIZES = {
-    # about 2 minutes a method on two cores, for a look; and about 15, to say something
     "quick": Size(
         images=5_000,
         test_images=2_000,
@@ -83,92 +97,14 @@ SIZES = {
         batch_size=512,
     ),
 }
+MINUTES = {"quick": 2, "cpu": 15}  # about, for a training and its measuring on two cores: for a look, to say something
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
 FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
-COLUMNS = {"knn": "kNN", "linear": "linear", "low_label 1 %": "1 % labels", "low_label 10 %": "10 % labels"}
-
-
-@dataclass
-class Entry:
-    """One line: a method or a control, trained (or not) with one seed.
-
-    values: top-1 by protocol, each (value, low, high) in [0, 1]. rank: RankMe of the training features.
-    """
-
-    name: str
-    kind: str  # the family of a method, or "control"
-    backbone: str
-    seed: int
-    values: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    rank: float | None = None
-    images_per_second: float | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None  # bytes
-    failure: str | None = None
-
-
-@dataclass
-class Leaderboard:
-    """All entries, and where they lie."""
-
-    size: str
-    data: str
-    out: Path
-    entries: list[Entry] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"size": self.size, "data": self.data, "entries": [asdict(entry) for entry in self.entries]}
-
-    def lines(self) -> dict[tuple[str, str], list[Entry]]:
-        """(name, backbone) -> its seeds; methods by kNN, best first, then the controls."""
-        groups: dict[tuple[str, str], list[Entry]] = {}
-        for entry in self.entries:
-            groups.setdefault((entry.name, entry.backbone), []).append(entry)
-        place = lambda item: (item[1][0].kind == "control", _mean(item[1], "knn") == 0, -_mean(item[1], "knn"))  # noqa: E731
-        return dict(sorted(groups.items(), key=place))
-
-    def table(self) -> str:
-        """Markdown: top-1 in percent, mean and, over several seeds, standard deviation."""
-        finetuned = any("finetune" in entry.values for entry in self.entries)
-        columns = {**COLUMNS, **({"finetune": "fine-tuned"} if finetuned else {})}
-        head = ["", "family", "backbone", *columns.values(), "better than untrained", "rank", "images/s", "memory, MB"]
-        rows = [head, ["---"] * len(head)]
-        for (name, backbone), entries in self.lines().items():
-            first = entries[0]
-            if all(entry.failure is not None for entry in entries):
-                rows.append([name, first.kind, backbone, f"failed: {first.failure}", *[""] * (len(head) - 4)])
-                continue
-            cells = [_spread([100 * e.values[c][0] for e in entries if c in e.values]) for c in columns]
-            speed = _spread([e.images_per_second for e in entries if e.images_per_second], digits=0)
-            memory = _spread([e.peak_memory / 1e6 for e in entries if e.peak_memory], digits=0)
-            rank = _spread([e.rank for e in entries if e.rank is not None])
-            shown = name if first.kind != "control" else f"*{name}*"
-            rows.append([shown, first.kind, backbone, *cells, self.better(entries), rank, speed, memory])
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-    def better(self, entries: Sequence[Entry]) -> str:
-        """The protocols by which a method is above its untrained backbone: the intervals do not touch, at any seed."""
-        if entries[0].kind == "control":
-            return ""
-        untrained = next(
-            (e for e in self.entries if e.name == "random initialisation" and e.backbone == entries[0].backbone), None
-        )
-        if untrained is None:
-            return "?"
-        above = [
-            COLUMNS.get(protocol, "fine-tuned")
-            for protocol in ("knn", "linear", "finetune")
-            if all(
-                protocol in e.values and protocol in untrained.values
-                and e.values[protocol][1] > untrained.values[protocol][2]
-                for e in entries if e.failure is None
-            )
-        ]  # fmt: skip
-        return ", ".join(above) or "no"
-
-    def text(self) -> str:
-        return f"Leaderboard, size {self.size}, {self.data}\n\n{self.table()}\n\nin {self.out}"
+HANDCRAFTED = ("pixels", "hog")
+UPPER_METHOD = "supervised"
+UPPER_PROTOCOLS = ("knn", "linear", "classifier")  # it saw all labels, so what few of them give says nothing
+LABELS = "true_labels"  # the array of train.npz that only the upper line is trained with
 
 
 def leaderboard(
@@ -181,18 +117,25 @@ def leaderboard(
     epochs: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
 ) -> Leaderboard:
     """Train and measure what is missing, then write leaderboard.json, .md and .png into `out`.
 
     Args:
-        data, test: labelled images to train on (labels only measure) and to measure on; without test, a fifth of data.
+        data, test: labelled images to train on (labels only measure, and train the upper line) and to measure on;
+            without test, a fifth of data.
         methods: names; default: every method that needs no teacher.
         size: of SIZES. epochs: instead of the size's. seeds: trainings a method.
         out: default runs/leaderboard-SIZE-(digest of the data). A folder holds one leaderboard; methods may be added.
+            A file notes.json in it, {method: text}, says under the table what was tried with a method that did not
+            beat its untrained network.
+        device, precision, compile: of the trainings, as in `pretrain`. Methods that mask patches are never compiled.
+            They are no part of the budget: entries made under others are kept, and the table says so.
 
     Raises:
         RecipeError: an unknown size or method, a method that needs a teacher, data without labels.
-        RunError: `out` holds a leaderboard of other images or of another budget.
+        RunError: `out` holds a leaderboard of other images or of another budget, or notes that cannot be read.
     """
     from attar.methods import CATALOGUE
 
@@ -201,27 +144,59 @@ def leaderboard(
     for option, given in (("seeds", seeds), ("epochs", epochs)):
         if given is not None and given < 1:
             raise RecipeError(f"--{option} {given}: it must be 1 or more.")
-    if methods is not None and not methods:
-        raise RecipeError("--methods names none; leave it out for all that need no teacher.")
-    for name in methods or ():
-        if not _self_supervised(name):
-            raise RecipeError(f"{name} needs a teacher or labels; the leaderboard compares methods that need neither.")
+    _check_methods(methods)
+    conditions = conditions_of(device, precision, compile=compile)
     chosen = list(methods or filter(_self_supervised, CATALOGUE))
     plan = SIZES[size] if epochs is None else replace(SIZES[size], epochs=epochs)
     train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
     plan = replace(plan, batch_size=min(plan.batch_size, max(len(train) // 4, 2)))
     out = Path(out or f"runs/leaderboard-{size}-{train.digest[:8]}")
+    notes = _notes(out / "notes.json")
     _claim(out, plan, train, held_out)
-    board = Leaderboard(size, f"{len(train)} images of {Path(str(data)).name}, {plan.epochs} epochs", out)
-    for seed in range(seeds):
-        for name in _controls(chosen, plan) if seed == 0 else ():
-            make = partial(_control, name, plan, train, held_out, device)
-            board.entries.append(_kept(out / "results" / f"{name}.json", make))
-        for name in chosen:
-            make = partial(_method, name, seed, plan, out, train, held_out, device)
-            board.entries.append(_kept(out / "results" / f"{name}-{seed}.json", make))
-            _write(board)
+    board = Leaderboard(size, f"{len(train)} images of {Path(str(data)).name}, {plan.epochs} epochs", out, notes=notes)
+    bench = _Bench(plan, out, train, held_out, device, precision, compile, conditions)
+    missing: list[Entry] = []
+    for entry in _entries(chosen, plan, seeds):
+        kept = _kept(_file(out, entry))
+        (board.entries if kept else missing).append(kept or entry)
+    clock = _Clock(missing, MINUTES.get(size), plan.epochs / SIZES[size].epochs)
+    clock.announce(board.entries, conditions)
+    for entry in missing:
+        began = time.monotonic()
+        _make(entry, bench)
+        write_atomically(check_writable(_file(out, entry)), json.dumps(asdict(entry), indent=1))
+        board.entries.append(entry)
+        _write(board)
+        clock.finished(entry, time.monotonic() - began)
+    _write(board)
     return board
+
+
+def conditions_of(device: str, precision: str, *, compile: bool) -> dict[str, Any]:
+    """What a training's speed and memory depend on besides the plan; refuses an unknown device or precision."""
+    import torch
+
+    import attar
+    from attar.exporting import _hardware
+    from attar.train.distributed import choose_device
+    from attar.train.loop import choose_precision
+
+    chosen = choose_device(device)
+    is_gpu = chosen.type == "cuda"
+    name = torch.cuda.get_device_name(chosen) if is_gpu else f"{_hardware()}, {torch.get_num_threads()} threads"
+    computed = "bf16" if choose_precision(precision, chosen) == torch.bfloat16 else "fp32"
+    own = {"device": name, "torch": str(torch.__version__), "attar": attar.__version__}
+    return {**own, "precision": computed, "compile": compile}
+
+
+def _check_methods(methods: Sequence[str] | None) -> None:
+    if methods is not None and not methods:
+        raise RecipeError("--methods names none; leave it out for all that need no teacher.")
+    for name in methods or ():
+        if name == UPPER_METHOD:
+            raise RecipeError(f"--methods {name}: it is trained in any case, as the upper line; leave it out.")
+        if not _self_supervised(name):
+            raise RecipeError(f"{name} needs a teacher or labels; the leaderboard compares methods that need neither.")
 
 
 def _self_supervised(name: str) -> bool:
@@ -229,6 +204,19 @@ def _self_supervised(name: str) -> bool:
 
     method = load(name).METHOD
     return not method.needs_teacher and not method.needs_labels
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """What a person wrote about methods."""
+    if not path.is_file():
+        return {}
+    try:
+        notes = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}. Mend it, or delete it.") from None
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+        raise RunError(f'{path}: accepted is one object of texts by method, {{"simsiam": "what was tried"}}.')
+    return notes
 
 
 def _claim(out: Path, plan: Size, train: Images, held_out: Images) -> None:
@@ -240,9 +228,24 @@ def _claim(out: Path, plan: Size, train: Images, held_out: Images) -> None:
             f"{key}: {found.get(key)!r} -> {value!r}" for key, value in wanted.items() if found.get(key) != value
         ]
         raise RunError(f"{out} holds another leaderboard ({'; '.join(changed)}); choose another --out.")
-    if not plan_file.is_file():
-        np.savez(out / "train.npz", images=_squares(train))  # no labels: a training has no use for them
-        write_atomically(plan_file, json.dumps(wanted, indent=1))
+    images = out / "train.npz"
+    if not images.is_file() or LABELS not in np.load(images).files:  # folders of earlier versions have no labels
+        _write_images(images, train, held_out)
+    write_atomically(plan_file, json.dumps(wanted, indent=1))
+
+
+def _write_images(path: Path, train: Images, held_out: Images) -> None:
+    """Labels under a name that nothing reads unasked: they must not reach the trainings without labels."""
+    from attar.evaluation.evaluation import prepare
+
+    labelled, _, classes = prepare(train, held_out, seed=0)
+    assert train.labels is not None and labelled.labels is not None
+    labels = np.full(len(train), -1, dtype=np.int64)
+    labels[train.labels >= 0] = labelled.labels
+    temporary = path.with_name(f".{path.name}")
+    arrays = {"images": _squares(train), LABELS: labels, LABELS.replace("labels", "classes"): np.array(classes)}
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stubs take arrays by name for other options
+    os.replace(temporary, path)
 
 
 def _squares(images: Images) -> np.ndarray:
@@ -257,45 +260,157 @@ def _squares(images: Images) -> np.ndarray:
     return np.concatenate(squares)
 
 
-def _kept(path: Path, make: Callable[[], Entry]) -> Entry:
-    """The entry in this file, or a new one; a failure is tried again."""
-    if path.is_file():
-        entry = Entry(**json.loads(path.read_text()))
-        if entry.failure is None:
-            return entry
-    entry = make()
-    write_atomically(check_writable(path), json.dumps(asdict(entry), indent=1))
-    return entry
-
-
-def _method(name: str, seed: int, plan: Size, out: Path, train: Images, held_out: Images, device: str) -> Entry:
+def _entries(methods: Sequence[str], plan: Size, seeds: int) -> list[Entry]:
+    """All entries in the order in which they are made, still empty; pixels and HOG know no seed."""
     from attar.methods import entry as catalogue_line
-    from attar.methods.base import load
-    from attar.models.saved import load_backbone
 
-    tokens = load(name).METHOD.needs_tokens
+    networks = list(dict.fromkeys(map(plan.network_of, methods)))
+    entries = [Entry(name, CONTROL, "–", 0) for name in HANDCRAFTED]
+    for seed in range(seeds):
+        entries += [Entry(UNTRAINED, CONTROL, network, seed) for network in networks]
+        entries += [Entry(name, catalogue_line(name).family, plan.network_of(name), seed) for name in methods]
+        entries.append(Entry(UPPER_METHOD, UPPER_LINE, plan.network_of(UPPER_METHOD), seed))
+    return entries
+
+
+def _file(out: Path, entry: Entry) -> Path:
+    if entry.kind != CONTROL:
+        return out / "results" / f"{entry.name}-{entry.seed}.json"
+    name = entry.backbone if entry.name == UNTRAINED else entry.name
+    return out / "results" / (f"{name}-{entry.seed}.json" if entry.seed else f"{name}.json")
+
+
+def _kept(path: Path) -> Entry | None:
+    """The entry in this file; None if there is none, or a failure, which is tried again."""
+    if not path.is_file():
+        return None
+    entry = Entry(**json.loads(path.read_text()))
+    return entry if entry.failure is None else None
+
+
+@dataclass
+class _Clock:
+    """Says what is to do and how long it takes: minutes a training by the size, then by those that are done."""
+
+    missing: list[Entry]
+    minutes: float | None  # on two cores, at the size's own number of epochs
+    share: float  # of that number
+    _seconds: list[float] = field(default_factory=list)
+
+    @property
+    def _trainings(self) -> int:
+        return sum(entry.kind != CONTROL for entry in self.missing)
+
+    def announce(self, kept: Sequence[Entry], conditions: dict[str, Any]) -> None:
+        done = sum(entry.kind != CONTROL for entry in kept)
+        each = self.minutes and self.minutes * self.share
+        guess = (
+            f" at about {each:.2g} minutes each on two cores, {each * self._trainings:.0f} in all"
+            if each
+            else "; how long one takes is known after the first"
+        )
+        logger.info(
+            "%d trainings: %d done, %d to do%s.",
+            done + self._trainings,
+            done,
+            self._trainings,
+            guess if self._trainings else "",
+        )
+        others = [e.title for e in kept if any(conditions[key] != value for key, value in e.conditions.items())]
+        if others:
+            logger.warning(
+                "Made under other conditions than now asked for, and kept: %s. The table says which; to make one "
+                "again delete its file in results and the folder of its run.",
+                "; ".join(others),
+            )
+
+    def finished(self, entry: Entry, seconds: float) -> None:
+        self.missing = self.missing[1:]
+        if entry.kind != CONTROL:
+            self._seconds.append(seconds)
+        left = ""
+        if self._trainings:
+            each = statistics.mean(self._seconds) / 60 if self._seconds else (self.minutes or 0) * self.share
+            left = f"; trainings left: {self._trainings}" + (
+                f", about {each * self._trainings:.0f} minutes" if each else ""
+            )
+        values = ", ".join(
+            f"{name} {100 * entry.values[name][0]:.1f}" for name in ("knn", "linear") if name in entry.values
+        )
+        logger.log(
+            logging.ERROR if entry.failure else logging.INFO,
+            "%s: %s; %.1f minutes%s.",
+            entry.title,
+            f"failed: {entry.failure}" if entry.failure else values,
+            seconds / 60,
+            left,
+        )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all entries share."""
+
+    plan: Size
+    out: Path
+    train: Images
+    held_out: Images
+    device: str
+    precision: str
+    compile: bool
+    conditions: dict[str, Any]
+
+    @cached_property
+    def finetuned(self) -> set[str]:
+        """The networks whose fine-tuning is measured, trained and untrained."""
+        from attar.methods import CATALOGUE
+
+        return {self.plan.network_of(name) for name, line in CATALOGUE.items() if line.family in FINETUNED}
+
+
+def _make(entry: Entry, bench: _Bench) -> None:
+    """Fill the entry. What training or measuring says against it (weights that diverged, no memory) is its failure."""
+    try:
+        (_control if entry.kind == CONTROL else _trained)(entry, bench)
+    except (ValueError, RuntimeError) as error:  # AttarError is a ValueError; LAPACK's and CUDA's are either
+        entry.failure = " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _trained(entry: Entry, bench: _Bench) -> None:
+    from attar.evaluation.subject import Classifier
+    from attar.methods.base import load
+    from attar.models.saved import classes_of, load_backbone, load_head
+
+    plan, name, is_upper = bench.plan, entry.name, entry.kind == UPPER_LINE
+    run = bench.out / name / f"seed{entry.seed}"
     backbone = plan.backbone_for(name)
-    entry = Entry(name, catalogue_line(name).family, load(name).METHOD.backbone_name(backbone), seed)
-    logger.info("%s, seed %d", name, seed)
-    run = out / name / f"seed{seed}"
-    stem = "standard" if tokens else plan.stem
-    options = {"method": name, "backbone": backbone, "stem": stem, "image-size": plan.image_size, "seed": seed}
-    options |= {"epochs": plan.epochs, "batch-size": plan.batch_size, "device": device, "out": run}
+    options = {"method": name, "backbone": backbone, "stem": plan.stem_for(backbone), "image-size": plan.image_size}
+    options |= {"seed": entry.seed, "epochs": plan.epochs, "batch-size": plan.batch_size, "out": run}
+    options |= {"device": bench.device, "precision": bench.precision}
+    options |= {"labels": LABELS, "recipe": "small"} if is_upper else {}
+    compiled = bench.compile and not load(name).METHOD.needs_tokens
+    flags = ["--resume", *(["--compile"] if compiled else [])]
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-    command = [sys.executable, "-m", "attar", "pretrain", str(out / "train.npz"), *arguments, "--resume"]
-    code, said = _wait_for(command)
+    beside = run.with_suffix(".json")  # what it is trained on is not known from the run, when only measuring is left
+    if not RunFolder(run).is_complete:
+        write_atomically(check_writable(beside), json.dumps({**bench.conditions, "compile": compiled}))
+    code, said = _wait_for(
+        [sys.executable, "-m", "attar", "pretrain", str(bench.out / "train.npz"), *arguments, *flags]
+    )
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code:
         entry.failure = said if code == 2 else f"ended by signal {-code}" if code < 0 else f"{said} (exit {code})"
-        logger.error("%s failed: %s", name, entry.failure)
-        return entry
+        return
     fit = json.loads((run / "fit.json").read_text())
     entry.images_per_second, entry.seconds = fit["images_per_second"], fit["seconds"]
     entry.peak_memory = fit["peak_memory"]
+    entry.conditions = json.loads(beside.read_text()) if beside.is_file() else {}
     model, image, _ = load_backbone(run)
+    head = load_head(run, "classifier") if is_upper else None
     more = (FINETUNE,) if entry.kind in FINETUNED else ()
-    return _measured(entry, model, image, (*PROTOCOLS, *more), train, held_out, device)
+    protocols = UPPER_PROTOCOLS if is_upper else (*PROTOCOLS, *more)
+    _measure(entry, model, image, protocols, bench, classifier=head and Classifier(head, classes_of(run)))
 
 
 def _wait_for(command: list[str]) -> tuple[int, str]:
@@ -311,16 +426,8 @@ def _wait_for(command: list[str]) -> tuple[int, str]:
     return process.returncode, last.removeprefix("attar: ")[:300]
 
 
-def _controls(methods: Sequence[str], plan: Size) -> list[str]:
-    """Pixels, HOG, and each backbone that one of the methods trains."""
-    from attar.methods.base import load
-
-    backbones = (load(name).METHOD.backbone_name(plan.backbone_for(name)) for name in methods)
-    return ["pixels", "hog", *dict.fromkeys(backbones)]
-
-
-def _control(name: str, plan: Size, train: Images, held_out: Images, device: str) -> Entry:
-    """Pixels, HOG, or an untrained backbone; its fine-tuning with all labels is the supervised upper line."""
+def _control(entry: Entry, bench: _Bench) -> None:
+    """Pixels, HOG, or the untrained backbone of this seed."""
     from attar.data.statistics import image_spec
     from attar.evaluation.controls import random_init
     from attar.evaluation.evaluation import prepare
@@ -328,80 +435,45 @@ def _control(name: str, plan: Size, train: Images, held_out: Images, device: str
     from attar.models.backbones import build_backbone
     from attar.train.distributed import choose_device
 
-    image = image_spec(train, plan.image_size)
-    stem = "standard" if name.startswith("vit_") else plan.stem
-    model = build_backbone(name, channels=image.channels, image_size=image.size, stem=stem)
-    if name in ("pixels", "hog"):
-        return _measured(Entry(name, "control", "–", 0), model, image, PROTOCOLS, train, held_out, device)
-    fitted, measured, classes = prepare(train, held_out, seed=0)
-    task = Task(fitted, measured, classes, 0, choose_device(device), "auto", 256, False)
+    plan = bench.plan
+    name = entry.backbone if entry.name == UNTRAINED else entry.name
+    image = image_spec(bench.train, plan.image_size)
+    model = build_backbone(name, channels=image.channels, image_size=image.size, stem=plan.stem_for(name))
+    entry.conditions = {key: bench.conditions[key] for key in ("device", "torch", "attar")}
+    if entry.name != UNTRAINED:
+        return _measure(entry, model, image, PROTOCOLS, bench)
+    fitted, measured, classes = prepare(bench.train, bench.held_out, seed=0)
+    task = Task(fitted, measured, classes, entry.seed, choose_device(bench.device), "auto", 256, False)
     chosen = random_init(Subject("model", model, image, task))
-    entry = Entry("random initialisation", "control", name, 0)
-    return _measured(entry, chosen.backbone, image, (*PROTOCOLS, FINETUNE), train, held_out, device)
+    more = (FINETUNE,) if name in bench.finetuned else ()
+    return _measure(entry, chosen.backbone, image, (*PROTOCOLS, *more), bench)
 
 
-def _measured(
-    entry: Entry,
-    model: Any,
-    image: Any,
-    protocols: Sequence[str],
-    train: Images,
-    held_out: Images,
-    device: str,
-) -> Entry:
+def _measure(
+    entry: Entry, model: Any, image: Any, protocols: Sequence[str], bench: _Bench, *, classifier: Any = None
+) -> None:
     from attar.evaluation.evaluation import evaluate
 
-    found = evaluate(model, image, train, held_out, protocols=protocols, controls=(), device=device, progress=False)
+    found = evaluate(
+        model,
+        image,
+        bench.train,
+        bench.held_out,
+        protocols=protocols,
+        controls=(),
+        classifier=classifier,
+        device=bench.device,
+        progress=False,
+    )
     for row in found.rows:
         if row["metric"] == "top1":
             several = row["protocol"] == "low_label"
             key = f"low_label {row['settings']['variant']}" if several else row["protocol"]
             entry.values[key] = (row["value"], row["low"], row["high"])
     entry.rank = found.details["feature_rank"]
-    return entry
 
 
 def _write(board: Leaderboard) -> None:
     write_atomically(board.out / "leaderboard.json", json.dumps(board.to_json(), indent=1))
     write_atomically(board.out / "leaderboard.md", board.text() + "\n")
-    _plot(board, board.out / "leaderboard.png")
-
-
-def _plot(board: Leaderboard, path: Path) -> None:
-    """kNN and linear top-1 of every line, the controls as vertical rules."""
-    from matplotlib.figure import Figure
-
-    lines = {key: entries for key, entries in board.lines().items() if any(e.failure is None for e in entries)}
-    methods = {key: entries for key, entries in lines.items() if entries[0].kind != "control"}
-    figure = Figure(figsize=(8, 2.4 + 0.28 * len(methods)), layout="constrained")
-    axes = figure.add_subplot()
-    heights = range(len(methods), 0, -1)
-    for protocol, marker, colour in (("knn", "o", "#2b6cb0"), ("linear", "D", "#c05621")):
-        values = [100 * _mean(entries, protocol) for entries in methods.values()]
-        axes.plot(values, heights, marker, color=colour, label=COLUMNS[protocol])
-    for (name, backbone), entries in lines.items():
-        if entries[0].kind == "control":
-            value = 100 * _mean(entries, "knn")
-            axes.axvline(value, color="#718096", linewidth=0.8, linestyle=":")
-            axes.text(
-                value, len(methods) + 0.7, f"{name} {backbone}".strip(" –"), rotation=60, fontsize=7, color="#4a5568"
-            )
-    axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
-    axes.set_ylim(0.4, len(methods) + 0.6)
-    axes.set_xlabel("top-1, % (dotted: kNN of the controls)")
-    axes.legend(loc="lower right", fontsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=130)
-
-
-def _mean(entries: Sequence[Entry], protocol: str) -> float:
-    values = [e.values[protocol][0] for e in entries if protocol in e.values]
-    return statistics.mean(values) if values else 0.0
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    plot(board, board.out / "leaderboard.png")

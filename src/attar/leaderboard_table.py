@@ -1,0 +1,243 @@
+"""What `attar leaderboard` found, for people: a table, what must be said below it, and a plot."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+UNTRAINED = "random initialisation"
+CONTROL, UPPER_LINE = "control", "upper line"  # kinds of entries besides the families of methods
+COLUMNS = {"knn": "kNN", "linear": "linear", "low_label 1 %": "1 % labels", "low_label 10 %": "10 % labels"}
+SOME_HAVE = {"finetune": "fine-tuned", "classifier": "own classifier"}  # columns that are there if an entry has them
+# kNN, CIFAR-10, ResNet-18, 200 epochs: docs/source/getting_started/benchmarks.rst of lightly. Its best epoch; at batch
+# 512 or 128, whichever did better (BYOL: at 512).
+PUBLISHED = {"simclr": 84.8, "moco": 84.7, "byol": 86.8, "swav": 84.2, "barlow_twins": 84.2, "simsiam": 81.9}
+PUBLISHED_SIZE = "gpu"  # the size with those images, network and epochs
+
+
+@dataclass
+class Entry:
+    """One line: a method, the upper line or a control, trained (or not) with one seed.
+
+    values: top-1 by protocol, each (value, low, high) in [0, 1]. rank: RankMe of the training features. conditions:
+    device, torch and attar, of a training also precision and compile; empty in folders of earlier versions.
+    """
+
+    name: str
+    kind: str  # the family of a method, or CONTROL, or UPPER_LINE
+    backbone: str
+    seed: int
+    values: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    rank: float | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    peak_memory: int | None = None  # bytes
+    failure: str | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_method(self) -> bool:
+        return self.kind not in (CONTROL, UPPER_LINE)
+
+    @property
+    def title(self) -> str:
+        backbone = f" {self.backbone}" if self.name == UNTRAINED else ""
+        return f"{self.name}{backbone}, seed {self.seed}"
+
+
+@dataclass
+class Leaderboard:
+    """All entries, and where they lie. notes: by method, what a person has to say of it (notes.json of the folder)."""
+
+    size: str
+    data: str
+    out: Path
+    entries: list[Entry] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        entries = [asdict(entry) for entry in self.entries]
+        return {"size": self.size, "data": self.data, "entries": entries, "notes": self.notes}
+
+    def lines(self) -> dict[tuple[str, str], list[Entry]]:
+        """(name, backbone) -> its seeds; methods by kNN, best first, then the upper line, then the controls."""
+        groups: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.entries:
+            groups.setdefault((entry.name, entry.backbone), []).append(entry)
+        kinds = (UPPER_LINE, CONTROL)
+
+        def place(entries: list[Entry]) -> tuple[int, bool, float]:
+            kind, knn = entries[0].kind, mean_of(entries, "knn")
+            return kinds.index(kind) + 1 if kind in kinds else 0, knn == 0, -knn
+
+        return dict(sorted(groups.items(), key=lambda item: place(item[1])))
+
+    def table(self) -> str:
+        """Markdown: top-1 in percent, mean and, over several seeds, standard deviation."""
+        columns = COLUMNS | {
+            key: title for key, title in SOME_HAVE.items() if any(key in e.values for e in self.entries)
+        }
+        published = ["lightly's kNN"] if self.size == PUBLISHED_SIZE else []
+        head = ["", "family", "backbone", *columns.values(), *published]
+        head += ["better than untrained", "rank", "images/s", "memory, MB"]
+        rows = [head, ["---"] * len(head)]
+        for (name, backbone), entries in self.lines().items():
+            first = entries[0]
+            shown = name if first.is_method else f"*{name}*"
+            if all(entry.failure is not None for entry in entries):
+                rows.append([shown, first.kind, backbone, "failed, see below", *[""] * (len(head) - 4)])
+                continue
+            cells = [_spread([100 * e.values[c][0] for e in entries if c in e.values]) for c in columns]
+            if published:
+                cells.append(str(PUBLISHED.get(name, "–")))
+            speed = _spread([e.images_per_second for e in entries if e.images_per_second], digits=0)
+            memory = _spread([e.peak_memory / 1e6 for e in entries if e.peak_memory], digits=0)
+            rank = _spread([e.rank for e in entries if e.rank is not None])
+            rows.append([shown, first.kind, backbone, *cells, self.better(entries), rank, speed, memory])
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+    def better(self, entries: Sequence[Entry]) -> str:
+        """The protocols by which a method's mean is above that of its untrained backbone, see `_is_above`."""
+        if not entries[0].is_method:
+            return ""
+        untrained = [e for e in self.entries if e.name == UNTRAINED and e.backbone == entries[0].backbone]
+        if not any(e.failure is None for e in untrained):
+            return "?"
+        titles = COLUMNS | SOME_HAVE
+        above = [titles[p] for p in ("knn", "linear", "finetune") if _is_above(entries, untrained, p)]
+        return ", ".join(above) or "no"
+
+    def text(self) -> str:
+        below = "\n\n".join(self._below())
+        return f"Leaderboard, size {self.size}, {self.data}\n\n{self.table()}\n\n{below}\n\nin {self.out}"
+
+    def _below(self) -> list[str]:
+        """What must be said of the table, as paragraphs."""
+        rule = "Better than untrained: the 95 % intervals of the means do not touch."
+        if all(e.seed == self.entries[0].seed for e in self.entries):
+            rule += " One seed each: they hold the draw of the test images, not the spread between trainings."
+        else:
+            rule += " They hold the draw of the test images and the spread between seeds."
+        paragraphs = [rule]
+        if any(e.kind == UPPER_LINE for e in self.entries):
+            paragraphs.append("supervised, the upper line: the same images, epochs and batch, with all labels.")
+        paragraphs += self._not_better()
+        failed = [f"- {e.title}: {e.failure}" for e in self.entries if e.failure is not None]
+        if failed:
+            paragraphs.append("Failed, and in no mean:\n" + "\n".join(failed))
+        if self.size == PUBLISHED_SIZE:
+            paragraphs.append(
+                "lightly's kNN: its published table of CIFAR-10, ResNet-18, 200 epochs, the best epoch (ours: the "
+                "last). It is no yardstick for other images, or for another number of epochs."
+            )
+        return paragraphs + _conditions([e for e in self.entries if e.failure is None])
+
+    def _not_better(self) -> list[str]:
+        listed = []
+        for (name, _), entries in self.lines().items():
+            if self.better(entries) == "no" and any(e.failure is None for e in entries):
+                listed.append(f"- {name}: {self.notes.get(name, 'nothing was tried')}")
+        if not listed:
+            return []
+        head = f"Not above their untrained network, and what was tried (from {self.out / 'notes.json'}):"
+        return ["\n".join([head, *listed])]
+
+
+def mean_of(entries: Sequence[Entry], protocol: str) -> float:
+    values = [e.values[protocol][0] for e in entries if protocol in e.values]
+    return statistics.mean(values) if values else 0.0
+
+
+def _is_above(method: Sequence[Entry], untrained: Sequence[Entry], protocol: str) -> bool:
+    """Do the 95 % intervals of the two means over seeds not touch?
+
+    An interval holds two doubts: the draw of the test images (as wide as those of its seeds: all are measured on the
+    same ones) and, as soon as a side has two seeds, that of the seeds: Student's t on the standard deviation pooled
+    over both sides, so that a side with a single one does not pass for certain.
+    """
+    from scipy.stats import t
+
+    sides = [
+        [e.values[protocol] for e in entries if e.failure is None and protocol in e.values]
+        for entries in (method, untrained)
+    ]
+    if not all(sides):
+        return False
+    means = [statistics.mean(value for value, _, _ in side) for side in sides]
+    freedom = sum(map(len, sides)) - 2
+    squares = sum((value - mean) ** 2 for side, mean in zip(sides, means) for value, _, _ in side)
+    of_one = t.ppf(0.975, freedom) * math.sqrt(squares / freedom) if freedom else 0.0
+    below = statistics.mean(value - low for value, low, _ in sides[0])
+    above = statistics.mean(high - value for value, _, high in sides[1])
+    low = means[0] - math.hypot(below, of_one / math.sqrt(len(sides[0])))
+    high = means[1] + math.hypot(above, of_one / math.sqrt(len(sides[1])))
+    return bool(low > high)
+
+
+def _conditions(entries: Sequence[Entry]) -> list[str]:
+    """On what and with what: once where all agree, by entry where they differ."""
+    same, differing = [], []
+    for key in dict.fromkeys(key for e in entries for key in e.conditions):
+        found: dict[str, list[str]] = {}
+        for e in entries:
+            if key in e.conditions:
+                found.setdefault(_in_words(e.conditions[key]), []).append(e.title)
+        if len(found) == 1:
+            same.append(f"{key} {next(iter(found))}")
+        else:
+            differing += [f"- {key} {value}: {_listed(titles)}" for value, titles in found.items()]
+    paragraphs = [f"Conditions: {'; '.join(same)}."] if same else []
+    if differing:
+        head = "Conditions differ, so images/s and memory compare only between entries of the same ones:"
+        paragraphs.append("\n".join([head, *differing]))
+    unknown = [e.title for e in entries if not e.conditions]
+    if unknown and len(unknown) < len(entries):
+        paragraphs.append(f"Conditions not recorded: {_listed(unknown)}.")
+    return paragraphs
+
+
+def _in_words(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _listed(titles: Iterable[str]) -> str:
+    return "; ".join(titles)
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def plot(board: Leaderboard, path: Path) -> None:
+    """kNN and linear top-1 of every method; the upper line and the controls as vertical rules."""
+    from matplotlib.figure import Figure
+
+    lines = {key: entries for key, entries in board.lines().items() if any(e.failure is None for e in entries)}
+    methods = {key: entries for key, entries in lines.items() if entries[0].is_method}
+    figure = Figure(figsize=(8, 3.2 + 0.28 * len(methods)), layout="constrained")
+    axes = figure.add_subplot()
+    heights = range(len(methods), 0, -1)
+    for protocol, marker, colour in (("knn", "o", "#2b6cb0"), ("linear", "D", "#c05621")):
+        values = [100 * mean_of(entries, protocol) for entries in methods.values()]
+        axes.plot(values, heights, marker, color=colour, label=COLUMNS[protocol])
+    for (name, backbone), entries in lines.items():
+        if not entries[0].is_method:
+            value = 100 * mean_of(entries, "knn")
+            style = "-" if entries[0].kind == UPPER_LINE else ":"
+            axes.axvline(value, color="#718096", linewidth=0.8, linestyle=style)
+            title = f"{name} {backbone}".strip(" –")
+            axes.text(value, len(methods) + 0.7, title, rotation=60, fontsize=7, color="#4a5568")
+    axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
+    axes.set_ylim(0.4, len(methods) + 0.6)
+    axes.set_xlabel("top-1, % (kNN: dotted of the controls, solid of the supervised upper line)")
+    axes.legend(loc="lower right", fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=130)
