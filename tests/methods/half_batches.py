@@ -35,6 +35,8 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {name: (name, None, {
 _IN_GROUPS = [("moco", None), ("densecl", None), ("s2bnn", "both")]
 TRAIN_CASES = {f"{name} in groups of 3": (name, recipe, {"bn_group_size": 3}) for name, recipe in _IN_GROUPS}
 CASES |= TRAIN_CASES
+# A queue is used once it is full: here from the second step, whose batch wraps around it.
+CASES["swav queue of 4"] = ("swav", None, {"queue_length": 4, "queue_start_fraction": 0.0})
 
 
 def two_steps(case: str, rank: int, world_size: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def compare(rank: int) -> None:
 
 
 def compare_groups(rank: int) -> None:
-    """12 rows in groups of 4: a run of consecutive rows may end within a process, interleaved groups spread over both."""
+    """12 rows in groups of 4: one run of consecutive rows, and all interleaved groups, spread over both processes."""
     generator = torch.Generator().manual_seed(0)
     x, weights = (torch.randn(12, 2, 3, 3, generator=generator) for _ in range(2))
     half = slice(rank * 6, rank * 6 + 6)

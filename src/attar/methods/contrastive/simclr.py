@@ -12,7 +12,9 @@ There is no state besides the weights. Across processes negatives are gathered, 
 synchronised: with local statistics a view can recognise its partner by them.
 
 Differs: the published code sums both views, twice this value (LARS does not notice; with SGD double base_lr to match
-it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation. v2's
+it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation. Its LARS
+multiplies by the learning rate before the momentum (v <- 0.9 v + lr q g, p <- p - v), ours after it (v <- 0.9 v + q g,
+p <- p - lr v), which differs while the rate changes; and its Linears start from N(0, 0.01^2), ours as torch's. v2's
 optional memory of embeddings (about one point in its paper) is left out; `moco` is the method with a memory.
 
 Cost: two forward and backward passes of the backbone, and logits of 2B x 2B, in blocks.
