@@ -142,11 +142,9 @@ def test_heads_are_taken_out():
         assert [str(layer) for layer in getattr(bare, head)] == kept and len(kept) < len(getattr(whole, head))
 
 
-def test_patches_are_trained_or_positions_missing():
-    trained = build("attar.claims.arms.moco_v3_trained_patches", "vit", "vit_micro_p4")[0]
-    frozen = build("moco_v3", "vit", "vit_micro_p4")[0]
-    assert trained.backbone.network.patch_embed.proj.weight.requires_grad
-    assert not frozen.backbone.network.patch_embed.proj.weight.requires_grad
+def test_patches_are_trained_by_a_setting_or_positions_missing():
+    arms = ABLATIONS["moco_v3_patches"].arms
+    assert "freeze_patches" not in arms["frozen"].settings and arms["trained"].settings["freeze_patches"] is False
     lost, batch = build("attar.claims.arms.moco_v3_without_positions", "vit", "vit_micro_p4")
     assert not lost.backbone.network.pos_embed.any() and not lost.backbone.network.pos_embed.requires_grad
     assert not lost.teacher.module[0].network.pos_embed.any()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.methods import CATALOGUE
+from attar.models.batch_norm import synchronise_batch_norm
 from attar.views.draws import Draws
 
 _spec = importlib.util.spec_from_file_location("methods_conftest", Path(__file__).with_name("conftest.py"))
@@ -31,13 +32,22 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {name: (name, None, {
     f"{name} {recipe or ''} queue of 10": (name, recipe, {"queue_length": 10}) for name, recipe in _WRAPPING
 }
 CASES["simclr memory of 10"] = ("simclr", None, {"memory_length": 10})
+# Of a batch of six: a query's group is one process' half, its key's is spread over both.
+_IN_GROUPS = [("moco", None), ("densecl", None), ("s2bnn", "both")]
+TRAIN_CASES = {f"{name} in groups of 3": (name, recipe, {"bn_group_size": 3}) for name, recipe in _IN_GROUPS}
+CASES |= TRAIN_CASES
+# A queue is used once it is full: here from the second step, whose batch wraps around it.
+CASES["swav queue of 4"] = ("swav", None, {"queue_length": 4, "queue_start_fraction": 0.0})
 
 
 def two_steps(case: str, rank: int, world_size: int) -> dict[str, Any]:
     """Mean loss of both steps over processes, and the state after them. Gradients are averaged as DDP does."""
     name, recipe, settings = CASES[case]
     built = bench.build(name, recipe, **settings)
-    built.method.eval()  # batch statistics are synchronised by the loop, which is not here
+    if case not in TRAIN_CASES:
+        built.method.eval()
+    elif world_size > 1:
+        synchronise_batch_norm(built.method)  # as the loop does
     losses = []
     for step in range(2):
         positions = (np.arange(bench.BATCH) + step * bench.BATCH) % len(built.images)

@@ -83,8 +83,11 @@ def test_a_vits_patch_projection_keeps_its_random_weights_and_everything_else_le
     assert torch.equal(teacher, before[names[0]])
 
 
-def test_a_convnet_is_trained_whole(bench):
-    assert all(p.requires_grad for p in bench("moco_v3").method.backbone.parameters())
+def test_a_convnet_is_trained_whole_and_a_vit_if_told_so(bench):
+    built = bench("moco_v3", "vit", freeze_patches=False)
+    vit = METHOD(built.method.recipe, build_backbone("vit_micro_p8", image_size=32), built.setup)
+    for method in (bench("moco_v3").method, vit):
+        assert all(p.requires_grad for p in method.backbone.parameters())
 
 
 def test_recipes_are_the_papers(bench):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,6 +84,14 @@ def test_queues_hold_unit_embeddings_of_their_own_crop_and_are_scored_by_current
     joined = sinkhorn(torch.cat([own, method.queues[0].rows @ prototypes.T]), epsilon=0.05, iterations=3)[:6]
     torch.testing.assert_close(method._assign(0, own, bench.progress(1)), joined)
     assert (joined - sinkhorn(own, epsilon=0.05, iterations=3)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("queue_length, said", [(0, True), (17, True), (18, False)])  # 6 images, 24 prototypes
+def test_more_prototypes_than_embeddings_are_said(bench, caplog, queue_length, said):
+    with caplog.at_level(logging.WARNING, logger="attar"):
+        bench("swav", queue_length=queue_length)
+    text = f"swav: 24 prototypes share a batch of 6 and a queue of {queue_length}"
+    assert (text in caplog.text) == said and ("-s queue_length=18" in caplog.text) == said
 
 
 def test_recipes_are_the_papers():

@@ -114,6 +114,16 @@ def test_small_vits_have_timms_weights(own, timms):
     assert shapes[0] == shapes[1]
 
 
+def test_registers_have_no_position():
+    network = build_backbone("vit_micro_p8_reg4", image_size=32).network
+    assert network.pos_embed.shape == (1, 16, 128)
+    with torch.no_grad():
+        network.reg_token.normal_()
+    tokens = network._pos_embed(network.patch_embed(torch.randn(2, 3, 32, 32)))
+    assert tokens.shape == (2, 1 + 4 + 16, 128)
+    assert torch.equal(tokens[:, 1:5], network.reg_token.expand(2, -1, -1))
+
+
 def test_small_vits_have_any_patch_registers_and_mean_pooling():
     backbone = build_backbone("vit_micro_p8_reg2_gap", channels=1, image_size=24, drop_path=0.1).eval()
     network = backbone.network

@@ -50,8 +50,34 @@ def compare(rank: int) -> None:
         assert both(x[half].bfloat16()).dtype == torch.bfloat16
 
 
-def test_two_processes_equal_one():
-    run_two(compare)
+def compare_groups(rank: int) -> None:
+    """12 rows in groups of 4: one run of consecutive rows, and all interleaved groups, spread over both processes."""
+    generator = torch.Generator().manual_seed(0)
+    x, weights = (torch.randn(12, 2, 3, 3, generator=generator) for _ in range(2))
+    half = slice(rank * 6, rank * 6 + 6)
+    groups = {False: [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], True: [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]}
+    for interleaved, rows in groups.items():
+        alone, both = nn.BatchNorm2d(2, momentum=0.3), synchronise_batch_norm(nn.BatchNorm2d(2, momentum=0.3))
+        order = torch.tensor(rows).flatten().argsort()
+        group_by_group = lambda x: torch.cat([alone(x[group]) for group in rows])[order]  # noqa: B023, E731
+        y, gradient = one_step(group_by_group, x, weights, share=1)
+        over_both = lambda x: in_groups(both, x, 4, interleaved=interleaved)  # noqa: B023, E731
+        found, found_gradient = one_step(over_both, x[half], weights[half], share=1)
+        assert torch.allclose(found, y[half], atol=1e-5), interleaved
+        assert torch.allclose(found_gradient / 2, gradient[half], atol=1e-5), interleaved
+        for key in ("running_mean", "running_var", "num_batches_tracked"):
+            assert torch.allclose(getattr(both, key), getattr(alone, key), atol=1e-5), (interleaved, key)
+        joined = one_step(both, x[half], weights[half], share=1)[0]
+        assert (joined - y[half]).abs().max() > 0.01, "outside of in_groups the batch is whole again"
+
+
+def check_both(rank: int) -> None:
+    compare(rank)
+    compare_groups(rank)
+
+
+def test_two_processes_equal_one_with_the_whole_batch_and_in_groups():
+    run_two(check_both)
 
 
 def test_converting_twice_changes_nothing():

@@ -112,7 +112,7 @@ CLAIMS = {
             network="vit",
             arms={
                 "frozen": Arm("MoCo v3, frozen patch projection", "moco_v3", MOCO_V3_VIT, "vit"),
-                "trained": Arm("trained patch projection", f"{ARMS}.moco_v3_trained_patches", MOCO_V3_VIT, "vit"),
+                "trained": Arm("trained patch projection", "moco_v3", {**MOCO_V3_VIT, "freeze_patches": False}, "vit"),
                 "without_positions": Arm(
                     "no position embeddings", f"{ARMS}.moco_v3_without_positions", MOCO_V3_VIT, "vit"
                 ),

@@ -4,7 +4,8 @@
     vit_tiny_p4             192 wide, 12 blocks, 3 heads; small (384, 6 heads) and base (768, 12) as in
                             Touvron et al. 2021 (DeiT), arXiv:2012.12877, table 1; vit_small_p16 is timm's
                             vit_small_patch16_224 by its weights' names and shapes
-    vit_tiny_p4_reg4        with four registers; Darcet et al. 2024, arXiv:2309.16588
+    vit_tiny_p4_reg4        with four registers, tokens without a position; Darcet et al. 2024, arXiv:2309.16588. As in
+                            timm's DINOv2 networks the class token, a learned vector anyway, then has none of its own
     vit_tiny_p4_gap         without a class token: the features are the mean of the patch tokens
 
 They are timm's VisionTransformer with another patch size, so their weights have timm's names.
@@ -60,6 +61,7 @@ def build(name: str, *, channels: int, image_size: int, drop_path: float = 0.0) 
     from timm.models.vision_transformer import VisionTransformer
 
     width, depth, heads = _SIZES[match[1]]
+    registers = int(match[3] or 0)
     return VisionTransformer(
         img_size=image_size,
         patch_size=patch,
@@ -68,7 +70,8 @@ def build(name: str, *, channels: int, image_size: int, drop_path: float = 0.0) 
         embed_dim=width,
         depth=depth,
         num_heads=heads,
-        reg_tokens=int(match[3] or 0),
+        reg_tokens=registers,
+        no_embed_class=registers > 0,  # registers have no position; then timm gives the class token none either
         class_token=match[4] is None,
         global_pool="token" if match[4] is None else "avg",
         fc_norm=False,  # the norm stays before the pooling, where the tokens are read

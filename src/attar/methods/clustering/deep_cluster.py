@@ -92,7 +92,7 @@ RECIPES = {
         projector_hidden_dim=512,
         num_local_views=0,
         colour_strength=0.5,
-        blur=0.0,  # a kernel of a tenth of 32 px blurs nothing
+        blur=0.0,  # left out at 32 px, as usual: a kernel of 3 (.28 .44 .28 at sigma 1.05) costs fine detail
     ),
 }
 

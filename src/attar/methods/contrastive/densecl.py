@@ -38,7 +38,7 @@ from attar.errors import RecipeError
 from attar.losses import gather_rows, info_nce
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
-from attar.models.batch_norm import in_groups, num_groups
+from attar.models.batch_norm import in_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -142,10 +142,10 @@ class DenseCL(Method):
         return DenseEncoder(self.backbone, self.projector, self.dense_projector)
 
     def step(self, batch: TwoViews, progress: Progress) -> StepOutput:
-        num = num_groups(len(batch.view1), self.recipe.bn_group_size)
-        q, q_cells, cells = in_groups(self.encoder, batch.view1, num, interleaved=False)
+        size = self.recipe.bn_group_size
+        q, q_cells, cells = in_groups(self.encoder, batch.view1, size, interleaved=False)
         with torch.no_grad():
-            k, k_cells, key_cells = in_groups(self.teacher, batch.view2, num, interleaved=True)
+            k, k_cells, key_cells = in_groups(self.teacher, batch.view2, size, interleaved=True)
         match = nearest_cells(cells, key_cells)  # (B, N)
         matched = k_cells.gather(1, match[..., None].expand_as(k_cells))
         temperature, weight = self.recipe.temperature, self.recipe.dense_weight

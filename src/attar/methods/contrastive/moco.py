@@ -14,9 +14,10 @@ Differs: nothing in the numbers. The published code moves f_m at the start of a 
 is the same sequence of weights: f does not change in between, and before the first step f_m equals f.
 
 Batch norm lets a query recognise its key by shared statistics (section 3.3), so the two must come from different
-sets of images. The paper shuffles the keys over 8 GPUs. Here each process takes statistics over groups of
-`bn_group_size` images: a query's group is a run of consecutive images, its key's group every n-th image. The order of
-the images is random already, so this is a shuffle, on one GPU or many.
+sets of images. The paper shuffles the keys over 8 GPUs. Here statistics are taken over groups of `bn_group_size`
+images of the batch of all processes: a query's group is a run of consecutive images, its key's group every n-th image.
+The order of the images is random already, so this is a shuffle. The groups, and so the loss, are the same on one GPU
+or many, where a group may spread over several.
 
 Cost: one forward and backward pass an image, and a forward pass of the teacher; a second copy of the network, and a
 queue of Q x E numbers in fp32.
@@ -36,7 +37,7 @@ from attar.data.images import ImageSpec
 from attar.losses import gather_rows, info_nce
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
-from attar.models.batch_norm import in_groups, num_groups
+from attar.models.batch_norm import in_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -149,10 +150,10 @@ class MoCo(Method):
         return nn.Sequential(self.backbone, self.projector)
 
     def step(self, batch: TwoViews, progress: Progress) -> StepOutput:
-        num = num_groups(len(batch.view1), self.recipe.bn_group_size)
-        q = in_groups(self.encoder, batch.view1, num, interleaved=False)
+        size = self.recipe.bn_group_size
+        q = in_groups(self.encoder, batch.view1, size, interleaved=False)
         with torch.no_grad():
-            k = in_groups(self.teacher, batch.view2, num, interleaved=True)
+            k = in_groups(self.teacher, batch.view2, size, interleaved=True)
         loss = info_nce(q, k, temperature=self.recipe.temperature, negatives=self.queue.rows)
         self._new_keys.append(F.normalize(k.float(), dim=1))
         return StepOutput(loss, {"info_nce": loss.detach()}, q.detach(), k)

@@ -14,7 +14,9 @@ step. Across processes negatives are gathered, with gradient, and batch norm mus
 synchronised: with local statistics a view can recognise its partner by them.
 
 Differs: the published code sums both views, twice this value (LARS does not notice; with SGD double base_lr to match
-it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation.
+it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation. Its LARS
+multiplies by the learning rate before the momentum (v <- 0.9 v + lr q g, p <- p - v), ours after it (v <- 0.9 v + q g,
+p <- p - lr v), which differs while the rate changes; and its Linears start from N(0, 0.01^2), ours as torch's.
 
 Cost: two forward and backward passes of the backbone, and logits of 2B x 2B, in blocks. A memory adds a forward pass.
 

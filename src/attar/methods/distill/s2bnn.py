@@ -47,7 +47,7 @@ from attar.errors import RecipeError
 from attar.losses import gather_rows, info_nce, soft_cross_entropy
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
-from attar.models.batch_norm import in_groups, num_groups
+from attar.models.batch_norm import in_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -143,8 +143,8 @@ class S2BNN(Method):
     def step(self, batch: OneView | TwoViews, progress: Progress) -> StepOutput:
         r = self.recipe
         images = batch.images if isinstance(batch, OneView) else batch.view1
-        num = num_groups(len(images), r.bn_group_size)
-        s = self.student(images) if self.queue is None else in_groups(self.student, images, num, interleaved=False)
+        size = r.bn_group_size
+        s = self.student(images) if self.queue is None else in_groups(self.student, images, size, interleaved=False)
         t = self._teacher[0](images, batch.index, self.image, view=progress.epoch)  # (B, E)
         unit_s, unit_t = F.normalize(s.float(), dim=1), F.normalize(t, dim=1)
         temperatures = {"student_temperature": r.temperature, "teacher_temperature": r.temperature}
@@ -157,7 +157,7 @@ class S2BNN(Method):
         positives = t
         if self.queue is not None and self.slow_student is not None and isinstance(batch, TwoViews):
             with torch.no_grad():
-                k = in_groups(self.slow_student, batch.view2, num, interleaved=True)
+                k = in_groups(self.slow_student, batch.view2, size, interleaved=True)
             contrastive = info_nce(s, k, temperature=r.temperature, negatives=self.queue.rows)
             self._new_keys.append(F.normalize(k.float(), dim=1))
             loss = loss + r.contrastive_weight * contrastive

@@ -25,7 +25,9 @@ the high-resolution phase are left out.
 
 Cost: as iBOT; with K = 65536 the scores of the masked patches are most of the memory: M x K numbers, several times.
 Choose it when data are plenty (a million images and more) and one frozen backbone must serve image-level and
-patch-level tasks. Sinkhorn-Knopp and KoLeo compare the images of a batch: give it 256 or more.
+patch-level tasks. A backbone with registers (`vit_small_p16_reg4`; Darcet et al. 2024, arXiv:2309.16588) has a few
+tokens more, without a position and compared by no loss, to keep what it would else write over patches of background.
+Sinkhorn-Knopp and KoLeo compare the images of a batch: give it 256 or more.
 """
 
 from __future__ import annotations

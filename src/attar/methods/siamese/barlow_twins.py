@@ -77,7 +77,7 @@ RECIPES = {
         projector_layers=2,
         projector_hidden_dim=2048,
         projector_dim=2048,
-        blur=(0.0, 0.0),  # a kernel of a tenth of 32 px blurs nothing
+        blur=(0.0, 0.0),  # left out at 32 px, as usual: a kernel of 3 (.28 .44 .28 at sigma 1.05) costs fine detail
     ),
 }
 

@@ -72,7 +72,7 @@ RECIPES = {
         momentum=0.99,
         projector_hidden_dim=1024,
         predictor_hidden_dim=1024,
-        blur=(0.0, 0.0),  # a kernel of a tenth of 32 px blurs nothing
+        blur=(0.0, 0.0),  # left out at 32 px, as usual: a kernel of 3 (.28 .44 .28 at sigma 1.05) costs fine detail
     ),
 }
 
