@@ -246,7 +246,7 @@ def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path) -> ExportResult:
         _onnx_snippet(encoder, image, out),
         parity,
         latency,
-        _hardware(),
+        hardware(),
     )
 
 
@@ -296,7 +296,7 @@ def _export_int8(encoder: Encoder, image: ImageSpec, out: Path, calibration: Ima
         _num_parameters(encoder),
         _onnx_snippet(encoder, image, out),
         latency_ms=latency,
-        hardware=_hardware(),
+        hardware=hardware(),
         agreement=agreement,
     )
 
@@ -401,7 +401,7 @@ def _latency(
     return found
 
 
-def _hardware() -> str:
+def hardware() -> str:
     """The processor's name, for a reader of the latency."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

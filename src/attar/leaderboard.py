@@ -177,13 +177,13 @@ def conditions_of(device: str, precision: str, *, compile: bool) -> dict[str, An
     import torch
 
     import attar
-    from attar.exporting import _hardware
+    from attar.exporting import hardware
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
 
     chosen = choose_device(device)
     is_gpu = chosen.type == "cuda"
-    name = torch.cuda.get_device_name(chosen) if is_gpu else f"{_hardware()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(chosen) if is_gpu else f"{hardware()}, {torch.get_num_threads()} threads"
     computed = "bf16" if choose_precision(precision, chosen) == torch.bfloat16 else "fp32"
     own = {"device": name, "torch": str(torch.__version__), "attar": attar.__version__}
     return {**own, "precision": computed, "compile": compile}

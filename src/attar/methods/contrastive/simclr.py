@@ -10,8 +10,8 @@ first layer of the projector.
     loss = mean of l_i over the 2B views; the negatives are the 2B - 2 views of the other images
 
 There is no state besides the weights, and with a memory the copy and the memory, which are moved after the optimiser's
-step. Across processes negatives are gathered, with gradient, and batch norm must be
-synchronised: with local statistics a view can recognise its partner by them.
+step. Across processes negatives are gathered, with gradient, and batch norm must be synchronised: with local statistics
+a view can recognise its partner by them.
 
 Differs: the published code sums both views, twice this value (LARS does not notice; with SGD double base_lr to match
 it); it also feeds pixels in [0, 1], where views here are normalised by the data's mean and standard deviation. Its LARS
