@@ -221,7 +221,7 @@ def plot(board: Leaderboard, path: Path) -> None:
 
     lines = {key: entries for key, entries in board.lines().items() if any(e.failure is None for e in entries)}
     methods = {key: entries for key, entries in lines.items() if entries[0].is_method}
-    figure = Figure(figsize=(8, 3.2 + 0.28 * len(methods)), layout="constrained")
+    figure = Figure(figsize=(8, 3.2 + 0.28 * max(len(methods), 6)), layout="constrained")
     axes = figure.add_subplot()
     heights = range(len(methods), 0, -1)
     for protocol, marker, colour in (("knn", "o", "#2b6cb0"), ("linear", "D", "#c05621")):

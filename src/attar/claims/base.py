@@ -52,9 +52,10 @@ class ClaimResult:
         images = tflops = 0.0
         while folder is not None:
             run_folder = RunFolder(folder)
-            took, recipe = run_folder.read_json("fit.json"), run_folder.read_recipe()
-            if took is None:
+            took = run_folder.read_json("fit.json")
+            if took is None:  # not trained here
                 return
+            recipe = run_folder.read_recipe()
             images += took["total_steps"] * recipe["settings"]["batch_size"] / 1000
             tflops += took["total_steps"] * took.get("flops_per_step", 0) / 1e12
             folder = Path(recipe["init"]["name"]) if recipe.get("init") else None
