@@ -59,4 +59,4 @@ def test_a_memory_holds_what_the_copy_says_of_second_views_after_the_step(bench)
 
 def test_without_a_memory_there_is_no_copy(bench):
     assert not hasattr(bench("simclr").method, "teacher")
-    assert RECIPES["v2_memory"].memory_length == 65536 and RECIPES["v2"].memory_length == 0
+    assert RECIPES["v2_memory"].memory_length == 65536 and RECIPES["v2"].memory_length is None

@@ -52,7 +52,7 @@ class SimCLRRecipe(Recipe):
     projector_layers: int = 2  # section 4.2; v2 section 3: 3
     projector_hidden_dim: int | None = None  # None: the width of the features, 2048 for ResNet-50 (section 4.2)
     projector_dim: int = 128  # section 4.2
-    memory_length: int = 0  # v2: 64k, about one point in its paper; 0: no memory
+    memory_length: int | None = None  # v2: 64k, about one point in its paper; None: no memory
     memory_momentum: float = 0.999  # v2: as MoCo
     crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix A: area share of the crops
     colour_strength: float  # s of appendix A: jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s. ImageNet 1, CIFAR-10 0.5 (B.9)
