@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,23 +189,19 @@ def _conditions(entries: Sequence[Entry]) -> list[str]:
         if len(found) == 1:
             same.append(f"{key} {next(iter(found))}")
         else:
-            differing += [f"- {key} {value}: {_listed(titles)}" for value, titles in found.items()]
+            differing += [f"- {key} {value}: {'; '.join(titles)}" for value, titles in found.items()]
     paragraphs = [f"Conditions: {'; '.join(same)}."] if same else []
     if differing:
         head = "Conditions differ, so images/s and memory compare only between entries of the same ones:"
         paragraphs.append("\n".join([head, *differing]))
     unknown = [e.title for e in entries if not e.conditions]
     if unknown and len(unknown) < len(entries):
-        paragraphs.append(f"Conditions not recorded: {_listed(unknown)}.")
+        paragraphs.append(f"Conditions not recorded: {'; '.join(unknown)}.")
     return paragraphs
 
 
 def _in_words(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _listed(titles: Iterable[str]) -> str:
-    return "; ".join(titles)
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:

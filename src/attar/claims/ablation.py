@@ -61,8 +61,8 @@ class Expectation:
     """The sum over `better`, plus the margin, is above the sum over `worse`; in words.
 
     margin: for claims that something costs little: at most so much top-1, as a share; negative: the difference must be
-    that large at least. metrics: on which alone it is
-    judged; empty: on all protocols of the claim. Of nll and ece, the lower is the better.
+    that large at least. metrics: on which alone it is judged; empty: on all protocols of the claim. Of nll and ece, the
+    lower is the better.
     """
 
     better: tuple[str, ...]
@@ -75,7 +75,10 @@ class Expectation:
 def over(
     better: str, *worse: str, margin: float = 0.0, metrics: tuple[str, ...] = (), where: str = ""
 ) -> list[Expectation]:
-    """One arm is above each of the others; with a margin, not much below. where: added to the words."""
+    """One arm is above each of the others; with a margin, not much below; with a negative one, by that much.
+
+    where: added to the words.
+    """
     between = "is not much below" if margin > 0 else "over"
     return [
         Expectation((better,), (arm,), f"{better} {between} {arm}{where}".replace("_", " "), margin, metrics)
@@ -331,10 +334,7 @@ def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence
             known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
             found.append(f"{100 * mean:+.1f}{known} {metric}")
             outcomes.append({"above": "holds", "below": "does not hold"}.get(side, "undecided"))
-        margin = f"{100 * abs(expectation.margin):g}"
-        allowed = f" (a loss of {margin} counts as little)" if expectation.margin > 0 else ""
-        allowed = f" (by {margin} at least)" if expectation.margin < 0 else allowed
-        lines.append(f"{expectation.what}: {', '.join(found)}{allowed}")
+        lines.append(f"{expectation.what}: {', '.join(found)}{_in_words(expectation.margin)}")
     if "does not hold" in outcomes:
         verdict = "does not hold"
     else:
@@ -342,6 +342,12 @@ def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence
     worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
     ranked = ranking(result, metrics[-1]) if getattr(claim, "ranked", False) else ""
     return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranked}{few_seeds(len(better))}{worth}"
+
+
+def _in_words(margin: float) -> str:
+    if not margin:
+        return ""
+    return f" (a loss of {100 * margin:g} counts as little)" if margin > 0 else f" (by {-100 * margin:g} at least)"
 
 
 def ranking(result: ClaimResult, metric: str) -> str:

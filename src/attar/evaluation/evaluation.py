@@ -350,12 +350,9 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         if row["subject"] == "model"
         and (row["protocol"], row["settings"]["variant"], row["metric"]) == (protocol, variant, metric)
     )
-    if seen:
-        for row in measured.rows:
-            row["settings"]["seen_in_pretraining"] = seen
-    if label_noise:
-        for row in measured.rows:
-            row["settings"]["label_noise"] = label_noise
+    said = {"seen_in_pretraining": seen, "label_noise": label_noise}
+    for row in measured.rows:
+        row["settings"] |= {name: value for name, value in said.items() if value}
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),

@@ -30,7 +30,7 @@ def gather_rows(x: Tensor) -> Tensor:
     Raises:
         ShapeError: on every process, if the processes hold different numbers of rows.
     """
-    if _world_size() == 1:
+    if world_size() == 1:
         return x
     _check_equal_rows(x)
     return _GatherRows.apply(x)
@@ -38,21 +38,22 @@ def gather_rows(x: Tensor) -> Tensor:
 
 def first_own_row(num_rows: int) -> int:
     """Where this process' rows begin in what `gather_rows` returns: rank * num_rows."""
-    return dist.get_rank() * num_rows if _world_size() > 1 else 0
+    return dist.get_rank() * num_rows if world_size() > 1 else 0
 
 
 def own_share(x: Tensor) -> Tensor:
     """Every world_size-th of the rows that all processes hold alike; together the shares are x. (N, ...)."""
-    return x[first_own_row(1) :: _world_size()]
+    return x[first_own_row(1) :: world_size()]
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """The number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _check_equal_rows(x: Tensor) -> None:
     own = torch.tensor([len(x)], device=x.device)
-    counts = [torch.empty_like(own) for _ in range(_world_size())]
+    counts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(counts, own)
     numbers = torch.cat(counts).tolist()
     if len(set(numbers)) > 1:
@@ -65,7 +66,7 @@ def _check_equal_rows(x: Tensor) -> None:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_world_size())]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -73,5 +74,5 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)  # gloo has no reduce-scatter; the sum, of which we keep our rows, is the same
-        num_rows = len(total) // _world_size()
+        num_rows = len(total) // world_size()
         return total[first_own_row(num_rows) :][:num_rows]

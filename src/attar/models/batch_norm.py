@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attar.losses.gather import first_own_row, world_size
+
 
 class _SumOverProcesses(torch.autograd.Function):
     """Sum of a tensor over processes; every process' loss depends on every process' input, so gradients sum too."""
@@ -117,9 +119,9 @@ def in_groups(network: nn.Module, images: Tensor, group_size: int, *, interleave
     One process passes group by group. Where batch norm is synchronised the groups are those of the joined batch, which
     may spread over processes: all pass at once, and only the statistics are taken by group.
     """
-    norms = [m for m in network.modules() if isinstance(m, tuple(_CLASSES.values()))] if _several_processes() else []
+    norms = [m for m in network.modules() if isinstance(m, tuple(_CLASSES.values()))] if world_size() > 1 else []
     if norms:
-        first, num_rows = dist.get_rank() * len(images), dist.get_world_size() * len(images)
+        first, num_rows = first_own_row(len(images)), world_size() * len(images)
         groups = _groups(num_rows, num_groups(num_rows, group_size), interleaved)
         members = torch.zeros(len(groups), num_rows)
         for g, rows in enumerate(groups):
@@ -137,10 +139,6 @@ def in_groups(network: nn.Module, images: Tensor, group_size: int, *, interleave
 def _groups(num_rows: int, num_groups: int, interleaved: bool) -> list[Tensor]:
     rows = torch.arange(num_rows)
     return [rows[g::num_groups] for g in range(num_groups)] if interleaved else list(rows.tensor_split(num_groups))
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager
