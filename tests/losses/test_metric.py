@@ -10,6 +10,7 @@ from attar.errors import RecipeError, ShapeError
 from attar.losses import (
     all_pairs,
     center,
+    center_steps,
     class_pairs,
     contrastive_pair,
     info_nce,
@@ -45,6 +46,18 @@ def test_contrastive_pair_at_its_margin_and_at_distance_zero():
     x = torch.ones(3, 2, requires_grad=True)
     contrastive_pair(x, x.detach(), torch.tensor([False, False, True]), margin=1.0).backward()
     assert x.grad.isfinite().all()
+
+
+def test_centres_step_towards_the_mean_by_the_share_of_rows_and_one():
+    x, centres = torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([[0.0], [5.0], [9.0]])
+    steps = center_steps(x, torch.tensor([0, 0, 1]), centres)
+    torch.testing.assert_close(steps, torch.tensor([[4 / 3], [0.0], [0.0]]))
+    slow = [
+        sum((row - c for row, label in zip(x, (0, 0, 1), strict=True) if label == j), torch.zeros(1))
+        / (1 + (0, 0, 1).count(j))
+        for j, c in enumerate(centres)
+    ]
+    torch.testing.assert_close(steps, torch.stack(slow))
 
 
 def test_center_of_the_class_means_is_half_the_variance():

@@ -31,6 +31,7 @@ _WRAPPING = [("seed", "small_patches"), ("compress", "1q"), ("compress", "2q"), 
 CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {name: (name, None, {}) for name in CATALOGUE} | {
     f"{name} {recipe or ''} queue of 10": (name, recipe, {"queue_length": 10}) for name, recipe in _WRAPPING
 }
+CASES["metric center"] = ("metric", "center", {})
 CASES["simclr memory of 10"] = ("simclr", None, {"memory_length": 10})
 # Of a batch of six: a query's group is one process' half, its key's is spread over both.
 _IN_GROUPS = [("moco", None), ("densecl", None), ("s2bnn", "both")]

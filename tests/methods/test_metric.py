@@ -58,10 +58,27 @@ def test_classes_come_apart(bench, loss):
     assert sum(last) < 0.8 * sum(first)
 
 
-def test_centres_are_trained_and_saved(bench):
+def test_centres_follow_their_classes_and_are_saved(bench):
+    """Half way in every step: a dozen steps are enough for centres to lie where their images do."""
     built = bench("metric", loss="center")
-    built.train(range(2))
-    assert built.method.centres.abs().sum() > 0 and "centres" in built.method.state_dict()
+    built.optimiser.param_groups[0]["lr"] = 0.0
+    built.train(range(20))
+    z, labels = built.method.step(built.batch(0), built.progress(0)).embeddings, built.batch(0).labels
+    means = torch.stack([z[labels == c].mean(dim=0) for c in labels.unique()])
+    distance = (means - built.method.centres[labels.unique()]).norm(dim=1)
+    assert (distance < 0.5 * means.norm(dim=1)).all() and "centres" in built.method.state_dict()
+
+
+def test_accumulated_batches_move_the_centres_together(bench):
+    built = bench("metric", loss="center")
+    before = built.method.centres.clone()
+    with torch.no_grad():
+        seen = [built.method.step(built.batch(i), built.progress(0)).embeddings for i in range(2)]
+    built.method.after_step(built.progress(0))
+    labels = torch.cat([built.batch(i).labels for i in range(2)])
+    moved = 0.5 * losses.center_steps(torch.cat(seen), labels, before)
+    torch.testing.assert_close(built.method.centres, before + moved)
+    assert not built.method._seen
 
 
 def test_settings_that_would_be_ignored_are_errors(bench):

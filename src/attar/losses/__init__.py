@@ -21,7 +21,16 @@ from attar.losses.masked import (
     normalise_patches,
     weighted_mse,
 )
-from attar.losses.metric import all_pairs, center, class_pairs, contrastive_pair, mined_triplets, n_pair, triplet
+from attar.losses.metric import (
+    all_pairs,
+    center,
+    center_steps,
+    class_pairs,
+    contrastive_pair,
+    mined_triplets,
+    n_pair,
+    triplet,
+)
 from attar.losses.nce import nce, nce_partition
 from attar.losses.redundancy import barlow_twins, barlow_twins_terms, sigreg, vicreg, vicreg_terms
 from attar.losses.self_distillation import (
@@ -42,6 +51,7 @@ __all__ = [
     "bilinear_nce",
     "byol_regression",
     "center",
+    "center_steps",
     "class_pairs",
     "colour_cross_entropy",
     "confidence_weighted_cross_entropy",

@@ -81,14 +81,24 @@ def center(embeddings: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     """1/2 mean_i |x_i - c_{y_i}|^2: how far the rows lie from their class' centre.
 
     Args:
-        embeddings: (B, E). labels: int64 (B,) in 0 .. N-1. centres: (N, E).
+        embeddings: (B, E). labels: int64 (B,) in 0 .. N-1. centres: (N, E), which `center_steps` moves.
 
-    Source: Wen et al. 2016, DOI 10.1007/978-3-319-46478-7_31, eq. 2.
-    Differs: there the centres move by the mean of their rows' differences; here they have the gradient.
+    Source: Wen et al. 2016, DOI 10.1007/978-3-319-46478-7_31, eq. 2; the mean where there is a sum.
     """
     if centres.ndim != 2 or embeddings.ndim != 2 or centres.shape[1] != embeddings.shape[1]:
         raise ShapeError(f"center: {tuple(embeddings.shape)} rows and {tuple(centres.shape)} centres do not fit.")
     return (embeddings - centres[labels]).square().sum(dim=1).mean() / 2
+
+
+@full_precision
+@torch.no_grad()
+def center_steps(embeddings: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
+    """sum over the n_j rows of class j of (x_i - c_j), divided by 1 + n_j: towards their mean, not quite as far.
+
+    Args and source as for `center`, eq. 4 with the opposite sign. Returns (N, E); 0 for classes without a row.
+    """
+    sums = torch.zeros_like(centres).index_add_(0, labels, (embeddings - centres[labels]).to(centres.dtype))
+    return sums / (1 + labels.bincount(minlength=len(centres)))[:, None]
 
 
 def all_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,8 +14,9 @@ y the labels; the rows of all processes are compared.
     proxy_nca          one proxy of each class                                       arXiv:1703.07464
     soft_triple        several proxies of each class                                 arXiv:1909.05235
 
-The last five are pytorch-metric-learning's (pip install 'attar[metric]'). There is no state besides the weights, which
-include proxies and centres; these are trained like the network and saved with the run's checkpoint.
+The last five are pytorch-metric-learning's (pip install 'attar[metric]'); their proxies are trained like the network.
+State of center: the centres, which begin at 0 and after every step move by `center_rate` towards the mean of their
+images in the batch. Proxies and centres are saved with the run's checkpoint.
 
 Differs: batches are drawn at random, where most papers draw so many images of so many classes; take batches in which a
 class occurs at least twice. Training settings are those of `supervised`. SoftTriple's regulariser is left out.
@@ -40,6 +41,7 @@ from attar.errors import MissingDependency, RecipeError
 from attar.losses import (
     all_pairs,
     center,
+    center_steps,
     class_pairs,
     contrastive_pair,
     gather_rows,
@@ -84,6 +86,7 @@ class MetricRecipe(Recipe):
     margin: float | None = None  # None: the loss' own; FaceNet 0.2; in degrees for arcface
     mining: Literal["hard", "semihard", "all"] = "semihard"  # of triplet; FaceNet section 3.2
     center_weight: float = 0.003  # of center; Wen et al. section 4: lambda
+    center_rate: float = 0.5  # of center; Wen et al. section 4: alpha
     norm_weight: float = 0.002  # of n_pair; (from memory); tensorflow's npairs_loss has 0.001 of this mean
     projector_dim: int | None = None  # width of a linear layer to the embedding; None: the features are the embedding
     crop: Literal["resized", "padded"] = "resized"
@@ -136,7 +139,8 @@ class Metric(Method):
             width = recipe.projector_dim
         if recipe.loss == "center":
             self.classifier = MLP([backbone.num_features, num_classes])
-            self.centres = nn.Parameter(torch.zeros(num_classes, width))
+            self.register_buffer("centres", torch.zeros(num_classes, width))
+            self._seen: list[tuple[Tensor, Tensor]] = []  # embeddings and labels since the last update
         elif recipe.loss in PROXY_LOSSES:
             self.proxies = proxy_loss(recipe, num_classes, width)
 
@@ -154,6 +158,7 @@ class Metric(Method):
         if r.loss == "center":
             assert self.classifier is not None
             hard = F.cross_entropy(self.classifier(features).float(), labels)
+            self._seen.append((z.detach(), labels))
             return {"cross_entropy": hard, "center": r.center_weight * center(z, labels, self.centres)}
         if r.loss in PROXY_LOSSES:
             with torch.autocast(z.device.type, enabled=False):
@@ -173,12 +178,21 @@ class Metric(Method):
         i, j, same = all_pairs(names)
         return {"contrastive_pair": contrastive_pair(rows[i], rows[j], same, margin=margin)}
 
+    def after_step(self, progress: Progress) -> None:
+        if self.recipe.loss == "center":
+            z, labels = (gather_rows(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
+            self.centres += self.recipe.center_rate * center_steps(z, labels, self.centres)
+            self._seen.clear()
+
 
 def check_used(recipe: MetricRecipe) -> None:
     """A setting that the chosen loss would ignore is an error."""
     ignored = {
         "margin": recipe.margin is not None and recipe.loss in WITHOUT_MARGIN,
         "mining": recipe.mining != "semihard" and recipe.loss != "triplet",
+        "center_weight": recipe.center_weight != MetricRecipe.center_weight and recipe.loss != "center",
+        "center_rate": recipe.center_rate != MetricRecipe.center_rate and recipe.loss != "center",
+        "norm_weight": recipe.norm_weight != MetricRecipe.norm_weight and recipe.loss != "n_pair",
     }
     for name in (name for name, bad in ignored.items() if bad):
         raise RecipeError(f"metric: {name}={getattr(recipe, name)} would be ignored: loss={recipe.loss} has none.")
