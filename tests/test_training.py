@@ -297,6 +297,13 @@ def test_a_collapse_is_remembered_over_a_stop_after_the_last_step(pixels, tmp_pa
     assert run.fit.collapsed and json.loads((tmp_path / "run" / "backbone.json").read_text())["provenance"]["collapsed"]
 
 
+def test_a_run_of_few_labels_is_not_tested_on_its_images_in_silence(tmp_path):
+    stages.pretrain("digits", out=tmp_path / "few", label_fraction=0.25, **{**TINY, "method": "supervised"})
+    quiet = {"controls": False, "progress": False}
+    found = stages.evaluate(tmp_path / "few", "digits", protocols=("classifier",), **quiet)
+    assert "trained on these images with their labels" in found.verdict
+
+
 def test_settings_of_a_protocol_keep_its_rows_apart(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     found = stages.evaluate(run, "digits", protocols=("knn:1", "knn:60"), controls=("pixels",), progress=False)

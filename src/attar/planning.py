@@ -193,6 +193,7 @@ def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Pla
     if saved is not None and request.minutes is not None:
         overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
     source_digest = images.digest
+    images = _with_fewer_or_wrong_labels(request, images)
     images = load(request.method).METHOD.training_images(images, resolve_recipe(request.method, name, overrides))
     if "batch_size" not in overrides:
         overrides |= _fitting_batch(resolve_recipe(request.method, name, overrides), len(images), world, saved)
@@ -225,7 +226,7 @@ def _load_images(request: Request, size: int, channels: int | str, world: Any) -
     images = world.main_first(read)
     if needs_labels:
         _check_labels(request, images)
-    return _with_fewer_or_wrong_labels(request, images)
+    return images
 
 
 def _with_fewer_or_wrong_labels(request: Request, images: Images) -> Images:

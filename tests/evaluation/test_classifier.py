@@ -149,3 +149,18 @@ def test_the_table_has_the_classifier_of_model_and_teacher_and_no_verdict_reads_
     ).verdict
     assert alone.split(":")[0] in ("NO GAIN", "ABOVE CHANCE")
     assert alone.splitlines()[1].startswith("classifier, top-1")
+    noisy = evaluate(
+        backbone,
+        spec,
+        striped(60),
+        protocols=("classifier", "linear"),
+        controls=(),
+        classifier=own,
+        label_noise="symmetric:0.3",
+        **QUIET,
+    )
+    assert {r["protocol"] for r in noisy.rows if "label_noise" in r["settings"]} == {"linear"}
+    with pytest.raises(RecipeError, match="--label-noise would be ignored: classifier learns from no labels"):
+        evaluate(
+            backbone, spec, striped(60), protocols=("classifier",), classifier=own, label_noise="symmetric:0.3", **QUIET
+        )

@@ -36,6 +36,8 @@ def rows(tmp_path_factory):
         out, images, protocols=("exits:0.34,0.6,1.0", "classifier"), controls=False, device="cpu", progress=False
     )
     assert "exits" in str(result.table().columns[0]._cells)
+    alone = attar.evaluate(out, images, protocols=("exits:0.6",), device="cpu", progress=False)
+    assert "NO CONTROLS" not in alone.verdict and "for which there are controls" in alone.verdict
     return [row for row in result.rows if row["metric"] == "top1"]
 
 

@@ -25,6 +25,7 @@ class OwnClassifier(Protocol):
 
     name = "classifier"
     bare = "temperature"
+    learns = False
 
     def metrics(self, usual: Sequence[str]) -> list[str]:
         return [*usual, "nll", "ece"]

@@ -171,6 +171,9 @@ def evaluate(
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
     check_controls(controls)
+    if label_noise is not None and not any(protocol.learns for protocol in chosen):
+        names = ", ".join(protocol.name for protocol in chosen)
+        raise RecipeError(f"--label-noise would be ignored: {names} learns from no labels; take it with linear or knn.")
     seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
     if label_noise is not None:
@@ -350,8 +353,8 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         if row["subject"] == "model"
         and (row["protocol"], row["settings"]["variant"], row["metric"]) == (protocol, variant, metric)
     )
-    said = {"seen_in_pretraining": seen, "label_noise": label_noise}
     for row in measured.rows:
+        said = {"seen_in_pretraining": seen, "label_noise": label_noise if PROTOCOLS[row["protocol"]].learns else ""}
         row["settings"] |= {name: value for name, value in said.items() if value}
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     findings = Findings(
@@ -365,7 +368,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         num_seeds=own["settings"].get("num_seeds", 1),
         comparisons=comparisons,
         seen_in_pretraining=seen,
-        label_noise=label_noise,
+        label_noise=label_noise if PROTOCOLS[protocol].learns else "",
         omitted=measured.omitted | measured.undefined,
         **health,
     )

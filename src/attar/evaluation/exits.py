@@ -44,6 +44,7 @@ class Exits(Protocol):
 
     name = "exits"
     bare = "thresholds"
+    learns = False
 
     def metrics(self, usual: Sequence[str]) -> list[str]:
         return [*usual[:1], "nll", "ece"]

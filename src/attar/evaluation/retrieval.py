@@ -27,6 +27,7 @@ class Retrieval(Protocol):
 
     name = "retrieval"
     bare = "k"
+    learns = False
 
     def given(self, *, without: str = "") -> str:
         """Nothing: the metrics' names tell k."""

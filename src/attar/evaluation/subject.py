@@ -150,11 +150,13 @@ def _default(protocol: Protocol, name: str) -> Any:
 class Protocol:
     """A way to measure a subject. Subclasses are frozen dataclasses whose fields are the settings a person may give.
 
-    name: as typed. bare: the field that values without a name fill, as in `knn:200`.
+    name: as typed. bare: the field that values without a name fill, as in `knn:200`. learns: the labels of the training
+    images matter.
     """
 
     name: ClassVar[str]
     bare: ClassVar[str]
+    learns: ClassVar[bool] = True
 
     def given(self, *, without: str = "") -> str:
         """The settings that differ from the defaults, as a person would type them; "" for none."""

@@ -85,6 +85,11 @@ class Findings:
     omitted: dict[str, str] = field(default_factory=dict)
 
     @property
+    def of_own_classifier(self) -> bool:
+        """Measured without fitting anything, so that no control can be."""
+        return self.protocol.startswith(("classifier", "exits"))
+
+    @property
     def collapsed(self) -> bool:
         flat = self.feature_std is not None and self.feature_std < COLLAPSED_STD
         return flat or (self.feature_rank is not None and self.feature_rank < COLLAPSED_RANK)
@@ -120,7 +125,7 @@ def _headline(f: Findings) -> str:
     if pixels and pixels.outcome != "better":
         verb = "is worse than" if pixels.outcome == "worse" else "cannot be told from"
         return f"NO GAIN: the model {verb} raw pixels."
-    if not f.controls and f.protocol.startswith("classifier"):
+    if not f.controls and f.of_own_classifier:
         return _headline_of_classifier(f)
     if not f.controls:
         return "NO CONTROLS: measured without anything to compare with, so nothing follows about whether it helped."
@@ -217,7 +222,11 @@ def _next_steps(f: Findings) -> list[str]:
     elif kept is not None and kept >= RETAINED_WELL and not steps:
         steps.append("little is left to gain from this teacher; a still smaller student may do, or a better teacher.")
     if not steps and not f.controls:
-        steps.append("measure again with the controls.")
+        steps.append(
+            "measure its features too (--protocol linear), for which there are controls."
+            if f.of_own_classifier
+            else "measure again with the controls."
+        )
     return steps or ["fine-tune on your labels (--protocol finetune) to see what is left, then attar export."]
 
 
