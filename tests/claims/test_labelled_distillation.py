@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from attar.claims import CLAIMS, labelled_distillation, reproduce
 from attar.claims.labelled_distillation import CLAIMS as LABELLED
 from attar.methods.base import resolve_recipe
-from attar.models.backbones import check_name
+from attar.models.backbones import build_backbone, check_name
 
 TINY = labelled_distillation.Size(
     images=160,
@@ -53,6 +54,10 @@ def test_the_networks_of_every_size_exist():
     for size in labelled_distillation.SIZES.values():
         for network in (size.teacher, size.student, size.other):
             check_name(network)
+        built = build_backbone(size.teacher, channels=3, image_size=size.image_size, stem=size.teacher_stem)
+        if size.published:  # full resolution, as the small images of the published rows want it
+            stages = built.eval().stages(torch.rand(1, 3, size.image_size, size.image_size))
+            assert size.image_size in {x.shape[2] for x in stages.values()}
 
 
 def test_the_experiment_runs_once_and_its_table_says_what_it_cost(tmp_path, monkeypatch):

@@ -128,6 +128,7 @@ class Metric(Method):
     needs_labels = True
     batch_coupled = True
     recipe: MetricRecipe
+    centres: Tensor  # (N, E), of center
 
     def __init__(self, recipe: MetricRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
