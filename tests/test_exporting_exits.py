@@ -86,19 +86,23 @@ def test_images_leave_where_the_evaluation_lets_them_leave(run, result, threshol
     assert np.allclose(logits, np.stack(wanted)[places, np.arange(40)], atol=1e-4)
 
 
-def test_what_follows_an_exit_is_not_computed(result, tmp_path):
+def test_what_follows_an_exit_is_not_computed(run, result, tmp_path):
     import onnxruntime
 
-    def nodes(*thresholds: float) -> int:
+    def nodes(images: torch.Tensor, *thresholds: float) -> int:
         options = onnxruntime.SessionOptions()
         options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
         session = onnxruntime.InferenceSession(str(result.path), options)
-        session.run(None, {"images": photos(2).numpy(), "thresholds": np.array(thresholds, np.float32)})
+        session.run(None, {"images": images.numpy(), "thresholds": np.array(thresholds, np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text())
         return sum(event.get("args", {}).get("op_name") in ("Conv", "FusedConv") for event in events)
 
-    first, second, whole = nodes(0, 0), nodes(2, 0), nodes(2, 2)
+    first, second, whole = (nodes(photos(2), *thresholds) for thresholds in ((0, 0), (2, 0), (2, 2)))
     assert 0 < first < second < whole
+    # an image that was sure at the first exit and is not at the second does not keep the others going
+    sure = [torch.from_numpy(x).softmax(dim=1).amax(dim=1) >= 0.6 for x in torch_logits(run, photos(40))]
+    leave_first, leave_second = int((sure[0] & ~sure[1]).nonzero()[0]), int((~sure[0] & sure[1]).nonzero()[0])
+    assert nodes(photos(40)[[leave_first, leave_second]], 0.6, 0.6) == second
 
 
 def test_what_is_said_and_what_the_snippet_does(run, result, tmp_path, capsys, monkeypatch):

@@ -146,16 +146,12 @@ def _nest(model: onnx.ModelProto, names: Sequence[str]) -> None:
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     nodes = _level(parts, weights, names, 1)
     thresholds = helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(names) - 1])
-    del (
-        graph.node[:],
-        graph.output[:],
-        graph.initializer[:],
-        graph.value_info[:],
-    )  # shapes of what has moved would be in the wrong graph
+    for old in (graph.node, graph.output, graph.initializer, graph.value_info):
+        del old[:]
     graph.input.append(thresholds)
     graph.initializer.extend(weights[0])
-    graph.node.extend([*nodes, helper.make_node("Identity", ["answer_1"], ["logits"])])
-    graph.node.append(helper.make_node("Identity", ["leave_1"], ["exit"]))
+    graph.node.extend([*nodes, helper.make_node("Identity", ["exit1/answer"], ["logits"])])
+    graph.node.append(helper.make_node("Identity", ["exit1/leave"], ["exit"]))
     graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, num_classes]))
     graph.output.append(helper.make_tensor_value_info("exit", TensorProto.INT64, [batch]))
 
@@ -192,7 +188,7 @@ def _weights(graph: onnx.GraphProto, parts: list[list[onnx.NodeProto]]) -> list[
 def _level(
     parts: list[list[onnx.NodeProto]], weights: list[list[onnx.TensorProto]], names: Sequence[str], k: int
 ) -> list[onnx.NodeProto]:
-    """The nodes from exit k on: they make answer_k (B, N) and leave_k (B,), of images that have not left before."""
+    """The nodes from exit k on: they make exitK/answer (B, N) and exitK/leave (B,), as if no image had left before."""
     from onnx import TensorProto, helper
 
     make, logits = helper.make_node, names[k - 1]
@@ -200,49 +196,51 @@ def _level(
     def constant(name: str, *values: int) -> onnx.NodeProto:
         return make("Constant", [], [name], value=helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
 
-    nodes = [*parts[k - 1], constant(f"number_{k}", k)]
+    nodes = [*parts[k - 1], constant(f"exit{k}/number", k)]
     if k == len(names):
         return [
             *nodes,
-            make("Identity", [logits], [f"answer_{k}"]),
-            make("Shape", [logits], [f"rows_{k}"], end=1),
-            make("Expand", [f"number_{k}", f"rows_{k}"], [f"leave_{k}"]),
+            make("Identity", [logits], [f"exit{k}/answer"]),
+            make("Shape", [logits], [f"exit{k}/rows"], end=1),
+            make("Expand", [f"exit{k}/number", f"exit{k}/rows"], [f"exit{k}/leave"]),
         ]
     nodes += [
-        constant(f"index_{k}", k - 1),
-        constant(f"classes_{k}", 1),
-        make("Softmax", [logits], [f"probabilities_{k}"], axis=1),
-        make("ReduceMax", [f"probabilities_{k}", f"classes_{k}"], [f"largest_{k}"], keepdims=0),  # (B,)
-        make("Gather", ["thresholds", f"index_{k}"], [f"threshold_{k}"]),  # (1,)
-        make("GreaterOrEqual", [f"largest_{k}", f"threshold_{k}"], [f"sure_{k}"]),
+        constant(f"exit{k}/index", k - 1),
+        constant(f"exit{k}/classes", 1),
+        make("Softmax", [logits], [f"exit{k}/probabilities"], axis=1),
+        make("ReduceMax", [f"exit{k}/probabilities", f"exit{k}/classes"], [f"exit{k}/largest"], keepdims=0),  # (B,)
+        make("Gather", ["thresholds", f"exit{k}/index"], [f"exit{k}/threshold"]),  # (1,)
+        make("GreaterOrEqual", [f"exit{k}/largest", f"exit{k}/threshold"], [f"exit{k}/sure"]),
     ]
-    gone = f"sure_{k}"
+    gone = f"exit{k}/sure"
     if k > 1:  # images that left before do not keep the batch going
-        gone = f"gone_{k}"
-        nodes.append(make("Or", [f"sure_{k}", "sure_1" if k == 2 else f"gone_{k - 1}"], [gone]))
+        gone = f"exit{k}/gone"
+        nodes.append(make("Or", [f"exit{k}/sure", "exit1/sure" if k == 2 else f"exit{k - 1}/gone"], [gone]))
     values = lambda *made: [helper.make_empty_tensor_value_info(name) for name in made]  # noqa: E731
     stop = [
-        make("Identity", [logits], [f"stopped_answer_{k}"]),
-        make("Identity", [f"number_{k}"], [f"stopped_leave_{k}"]),
+        make("Identity", [logits], [f"exit{k}/stopped_answer"]),
+        make("Identity", [f"exit{k}/number"], [f"exit{k}/stopped_leave"]),
     ]
     go_on = _level(parts, weights, names, k + 1)
     return [
         *nodes,
-        make("Cast", [gone], [f"gone_number_{k}"], to=TensorProto.INT32),
-        make("ReduceMin", [f"gone_number_{k}"], [f"all_gone_{k}"], keepdims=0),
-        make("Cast", [f"all_gone_{k}"], [f"stop_{k}"], to=TensorProto.BOOL),
+        make("Cast", [gone], [f"exit{k}/gone_number"], to=TensorProto.INT32),
+        make("ReduceMin", [f"exit{k}/gone_number"], [f"exit{k}/all_gone"], keepdims=0),
+        make("Cast", [f"exit{k}/all_gone"], [f"exit{k}/stop"], to=TensorProto.BOOL),
         make(
             "If",
-            [f"stop_{k}"],
-            [f"later_answer_{k}", f"later_leave_{k}"],
-            then_branch=helper.make_graph(stop, f"stop_{k}", [], values(f"stopped_answer_{k}", f"stopped_leave_{k}")),
+            [f"exit{k}/stop"],
+            [f"exit{k}/later_answer", f"exit{k}/later_leave"],
+            then_branch=helper.make_graph(
+                stop, f"exit{k}/stop", [], values(f"exit{k}/stopped_answer", f"exit{k}/stopped_leave")
+            ),
             else_branch=helper.make_graph(
-                go_on, f"go_on_{k}", [], values(f"answer_{k + 1}", f"leave_{k + 1}"), weights[k]
+                go_on, f"exit{k}/go_on", [], values(f"exit{k + 1}/answer", f"exit{k + 1}/leave"), weights[k]
             ),
         ),
-        make("Unsqueeze", [f"sure_{k}", f"classes_{k}"], [f"sure_rows_{k}"]),
-        make("Where", [f"sure_rows_{k}", logits, f"later_answer_{k}"], [f"answer_{k}"]),
-        make("Where", [f"sure_{k}", f"number_{k}", f"later_leave_{k}"], [f"leave_{k}"]),
+        make("Unsqueeze", [f"exit{k}/sure", f"exit{k}/classes"], [f"exit{k}/sure_rows"]),
+        make("Where", [f"exit{k}/sure_rows", logits, f"exit{k}/later_answer"], [f"exit{k}/answer"]),
+        make("Where", [f"exit{k}/sure", f"exit{k}/number", f"exit{k}/later_leave"], [f"exit{k}/leave"]),
     ]
 
 
