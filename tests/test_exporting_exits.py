@@ -172,3 +172,16 @@ def test_mistakes(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependency, match=r"pip install 'attar\[export\]'"):
         stages.export(run, exits=True)
+
+
+def test_both_options_as_a_person_types_them(run, capsys, monkeypatch):
+    import onnxruntime
+
+    from attar.cli import main
+
+    for option, outputs in (("--exits", ["logits", "exit"]), ("--classifier", ["features", "logits"])):
+        monkeypatch.setattr(sys, "argv", ["attar", "export", str(run), option, "--json"])
+        with pytest.raises(SystemExit):
+            main()
+        session = onnxruntime.InferenceSession(json.loads(capsys.readouterr().out)["path"])
+        assert [output.name for output in session.get_outputs()] == outputs
