@@ -15,7 +15,8 @@ from attar.data.load import load_images
 from attar.errors import MissingDependency, RecipeError
 from attar.exporting import ExportError, attar_snippet, export_backbone
 from attar.models.backbones import build_backbone
-from attar.models.saved import load_backbone, save_backbone
+from attar.models.heads import MLP
+from attar.models.saved import load_backbone, load_head, save_backbone, save_head
 
 GREY = ImageSpec(size=16, channels=1, mean=(0.4,), std=(0.2,))
 COLOUR = ImageSpec(size=32, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2), crop_fraction=0.9)
@@ -37,6 +38,26 @@ def grey(tmp_path_factory):
 @pytest.fixture(scope="module")
 def onnx_result(grey):
     return stages.export(grey, format="onnx")
+
+
+CLASSES = ("cat", "ant", "bee", "dog")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A run that kept a classifier of a hidden layer and batch norm, as finetune can."""
+    folder = run_folder(tmp_path_factory.mktemp("labelled"), "resnet8x0.5", GREY)
+    head = MLP([32, 8, 4])
+    with torch.no_grad():
+        head(3 * torch.randn(64, 32))  # running statistics of its own
+    save_head(folder, "classifier", head, classes=CLASSES)
+    return folder
+
+
+@torch.no_grad()
+def torch_logits(folder: Path, images: torch.Tensor) -> np.ndarray:
+    head = load_head(folder, "classifier")
+    return head(stages.load(folder)(images)).numpy()
 
 
 def onnx_features(path: Path, images: torch.Tensor) -> np.ndarray:
@@ -78,7 +99,13 @@ def test_normalisation_outside_the_graph_is_left_to_the_caller(grey, tmp_path):
     assert np.allclose(run_snippet(result.snippet, tmp_path, GREY), inside, atol=1e-4)
 
 
-def run_snippet(snippet: str, folder: Path, image: ImageSpec, *, without_attar: bool = False) -> np.ndarray:
+def run_snippet(snippet: str, folder: Path, image: ImageSpec, **options) -> np.ndarray:
+    features = names_of(snippet, folder, image, **options)["features"]
+    return features.detach().numpy() if isinstance(features, torch.Tensor) else features
+
+
+def names_of(snippet: str, folder: Path, image: ImageSpec, *, without_attar: bool = False) -> dict:
+    """What a snippet defines when it runs as it stands."""
     coarse = np.random.default_rng(0).integers(0, 256, (5, 5, max(image.channels, 3)), np.uint8)
     if image.channels in (1, 3):
         picture = Image.fromarray(coarse).resize((40, 40)).convert("L" if image.channels == 1 else "RGB")
@@ -93,8 +120,7 @@ def run_snippet(snippet: str, folder: Path, image: ImageSpec, *, without_attar: 
                 patch.delitem(sys.modules, name)
             patch.setitem(sys.modules, "attar", None)  # importing it now fails
         exec(compile(snippet, "snippet", "exec"), names)
-    features = names["features"]
-    return features.detach().numpy() if isinstance(features, torch.Tensor) else features
+    return names
 
 
 def test_all_snippets_give_the_same_features(grey, onnx_result, tmp_path):
@@ -163,6 +189,78 @@ def test_agreement_of_features_with_a_known_answer():
     assert same.cosine == pytest.approx(1) and same.same_neighbour == 1
     swapped = exporting._agreement(features[[2, 1, 0, 3]], features, 1)
     assert swapped.same_neighbour == 0 and swapped.cosine < 0.6
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_onnx_gives_class_scores_beside_the_features(labelled, labelled_onnx, batch):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(labelled_onnx.path))
+    images = torch.rand(batch, 1, 16, 16, generator=torch.Generator().manual_seed(batch))
+    features, logits = session.run(["features", "logits"], {"images": images.numpy()})
+    assert np.allclose(features, torch_features(labelled, images), atol=1e-4)
+    assert np.allclose(logits, torch_logits(labelled, images), atol=1e-4) and logits.shape == (batch, 4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def labelled_onnx(labelled):
+    return stages.export(labelled, classifier=True)
+
+
+def test_every_snippet_names_the_class_that_torch_names(labelled, labelled_onnx, tmp_path, capsys):
+    wanted = torch_logits(labelled, torch.from_numpy(names_of(labelled_onnx.snippet, tmp_path, GREY)["pixels"]))
+    for format in ("onnx", "safetensors", "timm"):
+        result = labelled_onnx if format == "onnx" else stages.export(labelled, format=format, classifier=True)
+        capsys.readouterr()
+        names = names_of(result.snippet, tmp_path, GREY, without_attar=format == "onnx")
+        assert np.allclose(np.asarray(names["logits"].tolist()), wanted, atol=1e-4), format
+        assert names["classes"] == list(CLASSES)
+        said, probability = capsys.readouterr().out.split()
+        assert said == CLASSES[wanted.argmax()]
+        assert float(probability) == pytest.approx(np.exp(wanted).max() / np.exp(wanted).sum(), abs=1e-4)
+        assert result.num_parameters == labelled_onnx.num_parameters
+    assert (
+        result.classifier == labelled / "backbone.timm.classifier.safetensors"
+        and str(result.classifier) in result.text()
+    )
+    assert (labelled / "export" / "backbone.classifier.safetensors").is_file()
+    assert json.dumps(result.to_json())
+
+
+def test_a_packed_network_takes_its_classifier_along(tmp_path):
+    folder = run_folder(tmp_path / "run", "bnn_resnet8", GREY)
+    save_head(folder, "classifier", MLP([64, 3]), classes=("a", "b", "c"))
+    result = stages.export(folder, format="packed", classifier=True)
+    names = names_of(result.snippet, tmp_path, GREY)
+    wanted = torch_logits(folder, torch.from_numpy(names["pixels"]))
+    assert np.allclose(names["logits"].detach().numpy(), wanted, atol=1e-6) and names["classes"] == ["a", "b", "c"]
+
+
+def test_an_export_without_the_classifier_says_so_in_a_line(labelled, grey, tmp_path):
+    result = stages.export(labelled, format="timm", out=tmp_path / "features.safetensors")
+    assert "left out: the run's classifier, 4 classes; --classifier exports it, too\n" in result.text()
+    assert stages.export(grey, format="timm", out=tmp_path / "x.safetensors").left_out == ""
+    assert stages.export(labelled, format="timm", out=tmp_path / "y", classifier=True).left_out == ""
+
+
+def test_a_run_without_a_classifier_is_refused(grey):
+    with pytest.raises(RecipeError, match=r"--classifier: .*grey0 kept no classifier.*finetune \(--init\), or export"):
+        stages.export(grey, classifier=True)
+
+
+@pytest.mark.slow
+def test_int8_gives_class_scores_and_counts_how_many_stay(labelled, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 16, 16), np.uint8)
+    result = stages.export(
+        labelled,
+        format="int8",
+        classifier=True,
+        calibration=load_images(images, image_size=16),
+        out=tmp_path / "x.onnx",
+    )
+    assert 0.5 < result.agreement.same_class <= 1 and "same class for " in result.text()
+    assert names_of(result.snippet, tmp_path, GREY)["classes"] == list(CLASSES)
 
 
 def test_mistakes(grey, monkeypatch, tmp_path):

@@ -25,6 +25,7 @@ ROWS = [
         "catalogue",
         "reporting",
         "exporting",
+        "exporting_exits",
     },
     {"train", "evaluation"},
     {"methods"},

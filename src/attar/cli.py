@@ -419,6 +419,12 @@ def doctor(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     format: Annotated[str, typer.Option("--format", help="onnx, safetensors, timm, int8 or packed.")] = "onnx",
+    classifier: Annotated[
+        bool, typer.Option("--classifier", help="Class scores beside the features, by the run's own classifier.")
+    ] = False,
+    exits: Annotated[
+        bool, typer.Option("--exits", help="One ONNX graph with the early exits of a run (byot) and the whole.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: inside the run folder.")] = None,
     calibration: Annotated[str | None, typer.Option("--calibration", help="Images to calibrate int8 with.")] = None,
     json_output: Json = False,
@@ -426,7 +432,7 @@ def export(
     """Write the backbone in a format to deploy, with a parity check and the measured latency."""
     from attar import stages
 
-    result = stages.export(run, format=format, out=out, calibration=calibration)
+    result = stages.export(run, format=format, classifier=classifier, exits=exits, out=out, calibration=calibration)
     if json_output:
         _print_json(result.to_json())
     else:

@@ -6,6 +6,8 @@
 
 The ONNX graph takes `images`, float pixels in [0, 1], (B, C, H, W) with any B, and gives `features` (B, D).
 With `normalise=False` it takes what the backbone takes: pixels less their mean, divided by their deviation.
+With a classifier it gives `logits` (B, N), too; the other formats then have a second file, NAME.classifier.safetensors.
+Early exits and the whole in one graph: exporting_exits.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import AttarError, MissingDependency, RecipeError, unknown_name
@@ -33,7 +36,10 @@ from attar.models.backbones import Backbone
 from attar.models.encoder import Encoder
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
+
+    from attar.evaluation.subject import Classifier
 
 FORMATS = {
     "onnx": ".onnx",
@@ -61,17 +67,21 @@ class Agreement:
 
     cosine: mean similarity of its features to the original ones. same_neighbour: share of images whose nearest
     neighbour among the others stays the same; rectified features are alike to begin with, neighbours are not.
+    same_class: share of images whose class stays the same, where a classifier is exported.
     """
 
     cosine: float
     same_neighbour: float
     num_images: int
     full_bytes: int
+    same_class: float | None = None
 
     def text(self) -> str:
+        same_class = "" if self.same_class is None else f", same class for {100 * self.same_class:.0f} %"
         return (
             f"against fp32 ({self.full_bytes / 1e6:.2f} MB), on {self.num_images} images calibration did not see: "
             f"cosine similarity {self.cosine:.4f}, same nearest neighbour for {100 * self.same_neighbour:.0f} %"
+            + same_class
         )
 
 
@@ -102,9 +112,11 @@ class BinaryWeights:
 class ExportResult:
     """What was written and what it is worth.
 
-    parity: batch size -> largest difference to PyTorch, as a share of the largest feature. latency_ms: runtime ->
-    batch size -> median milliseconds of a batch on one thread of `hardware`. agreement: int8 only, its features
-    against those in fp32 on num_images the calibration did not see (see `Agreement`). binary: packed only.
+    parity: batch size -> largest difference to PyTorch, as a share of the largest feature; of class scores likewise,
+    and the worse of both. latency_ms: runtime -> batch size -> median milliseconds of a batch on one thread of
+    `hardware`. agreement: int8 only, its features against those in fp32 on num_images the calibration did not see (see
+    `Agreement`). binary: packed only. classifier: the second file, of formats that hold weights only. left_out: what
+    else the run has, and how to export it.
     """
 
     path: Path
@@ -117,15 +129,20 @@ class ExportResult:
     hardware: str = ""
     agreement: Agreement | None = None
     binary: BinaryWeights | None = None
+    classifier: Path | None = None
+    left_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
+        classifier = None if self.classifier is None else str(self.classifier)
+        return {**asdict(self), "path": str(self.path), "classifier": classifier}
 
     def text(self) -> str:
         lines = [f"{self.path}: {self.bytes / 1e6:.2f} MB, {self.num_parameters / 1e6:.2f} M parameters"]
+        if self.classifier is not None:
+            lines.append(f"{self.classifier}: the classifier on its features")
         if self.parity:
             worst = ", ".join(f"batch {b}: {value:.1e}" for b, value in self.parity.items())
-            lines.append(f"parity with PyTorch (largest difference, share of the largest feature): {worst}")
+            lines.append(f"parity with PyTorch (largest difference, share of the largest value): {worst}")
         if self.binary is not None:
             lines.append(self.binary.text())
         if self.agreement is not None:
@@ -133,7 +150,22 @@ class ExportResult:
         for runtime, by_batch in self.latency_ms.items():
             times = ", ".join(f"batch {b}: {ms:.2f} ms" for b, ms in by_batch.items())
             lines.append(f"latency of {runtime}, one thread of {self.hardware}: {times}")
+        if self.left_out:
+            lines.append(self.left_out)
         return "\n".join([*lines, "", self.snippet])
+
+
+class Classifying(nn.Module):
+    """Images -> features (B, D) and logits (B, N), as an export with a classifier computes them."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head.cpu().float().eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder(images)
+        return features, self.head(features)
 
 
 def export_backbone(
@@ -145,6 +177,7 @@ def export_backbone(
     calibration: Images | None = None,
     normalise: bool = True,
     provenance: dict[str, Any] | None = None,
+    classifier: Classifier | None = None,
 ) -> ExportResult:
     """Write a backbone to `out` (beside it first, then renamed) and check what was written.
 
@@ -153,6 +186,7 @@ def export_backbone(
         normalise: subtract mean and divide by deviation inside the ONNX graph; False where the caller's pipeline
             does it already.
         provenance: where the backbone comes from; a packed file carries it.
+        classifier: export its class scores with the features.
 
     Raises:
         RecipeError: an unknown format, int8 without enough images, or an option that would be ignored.
@@ -177,32 +211,42 @@ def export_backbone(
     # statistics that change nothing stand for "the caller has normalised": one path for both graphs
     inside = image if normalise else replace(image, mean=(0.0,) * image.channels, std=(1.0,) * image.channels)
     encoder = Encoder(backbone, inside).cpu().float().eval()
-    if format in ("safetensors", "timm"):
-        return _export_weights(encoder, format, out)
-    if format == "packed":
-        return _export_packed(encoder, image, out, provenance or {})
-    _require_onnx()
-    weights = 4 * sum(tensor.numel() for tensor in encoder.state_dict().values())
-    if weights > ONE_FILE:
-        raise ExportError(
-            f"{backbone.spec.name} has {weights / 1e9:.1f} GB of weights in fp32; one ONNX file holds 2.1 GB. "
-            "Distil a smaller student (attar distill), or export safetensors."
-        )
+    if format in ("safetensors", "timm", "packed"):
+        if format == "packed":
+            result = _export_packed(encoder, image, out, provenance or {})
+        else:
+            result = _export_weights(encoder, format, out)
+        return result if classifier is None else _with_classifier(result, classifier)
+    require_onnx()
+    require_one_file(encoder)
     if format == "onnx":
-        return _export_onnx(encoder, image, out)
+        return _export_onnx(encoder, image, out, classifier)
     assert calibration is not None
-    return _export_int8(encoder, image, out, calibration)
+    return _export_int8(encoder, image, out, calibration, classifier)
 
 
 def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
+    backbone = encoder.backbone
+    _save_weights(backbone.timm_state_dict() if format == "timm" else backbone.state_dict(), out)
+    snippet = _weights_snippet(encoder, format, out)
+    return ExportResult(out, format, out.stat().st_size, count_parameters(encoder), snippet)
+
+
+def _with_classifier(result: ExportResult, classifier: Classifier) -> ExportResult:
+    """The same with a second file, of the classifier's weights, and what loads it."""
+    path = result.path.with_suffix(".classifier.safetensors")
+    head = classifier.head.cpu().float()
+    _save_weights(head.state_dict(), path, metadata={"classes": json.dumps(list(classifier.classes))})
+    number = result.num_parameters + sum(p.numel() for p in head.parameters())
+    snippet = _with_classes(result.snippet, classifier, path)
+    return replace(result, classifier=path, num_parameters=number, snippet=snippet)
+
+
+def _save_weights(state: dict[str, Tensor], out: Path, *, metadata: dict[str, str] | None = None) -> None:
     from safetensors.torch import save_file
 
-    backbone = encoder.backbone
-    state = backbone.timm_state_dict() if format == "timm" else backbone.state_dict()
-    with _renamed_when_done(out) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, temporary)
-    snippet = _weights_snippet(encoder, format, out)
-    return ExportResult(out, format, out.stat().st_size, _num_parameters(encoder), snippet)
+    with renamed_when_done(out) as temporary:
+        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, temporary, metadata)
 
 
 def _export_packed(encoder: Encoder, image: ImageSpec, out: Path, provenance: dict[str, Any]) -> ExportResult:
@@ -210,50 +254,49 @@ def _export_packed(encoder: Encoder, image: ImageSpec, out: Path, provenance: di
 
     from attar.models.packed import load_packed, save_packed
 
-    with _renamed_when_done(out) as temporary:
+    with renamed_when_done(out) as temporary:
         sizes = save_packed(temporary, encoder.backbone, image, provenance=provenance)
         whole = len(save(encoder.backbone.state_dict()))
         again = Encoder(load_packed(temporary)[0], encoder.image).eval()
-        run = lambda x: again(torch.from_numpy(x)).numpy()  # noqa: E731
-        parity = {batch: _difference(encoder, run, batch) for batch in PARITY_BATCHES}
+        run = lambda x: [again(torch.from_numpy(x)).numpy()]  # noqa: E731
+        parity = {batch: _difference(encoder, run, image, batch) for batch in PARITY_BATCHES}
         if max(parity.values()) != 0:
             raise ExportError(f"{out}: the packed network differs from the original; nothing was written.")
     snippet = attar_snippet(out, image, encoder.num_features)
     size = out.stat().st_size
     binary = BinaryWeights(*sizes, whole_bytes=whole, packed_file_bytes=size)
-    return ExportResult(out, "packed", size, _num_parameters(encoder), snippet, parity, binary=binary)
+    return ExportResult(out, "packed", size, count_parameters(encoder), snippet, parity, binary=binary)
 
 
-def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path) -> ExportResult:
-    with _renamed_when_done(out) as temporary:
-        _write_onnx(encoder, image, temporary)
-        session = _session(temporary)
-        run = lambda x: session.run(None, {"images": x})[0]  # noqa: E731
-        parity = {batch: _difference(encoder, run, batch) for batch in PARITY_BATCHES}
-        if not max(parity.values()) <= TOLERANCE:  # also where a value is not a number
-            raise ExportError(
-                f"{out}: the ONNX network differs from PyTorch by {max(parity.values()):.2e} of the largest feature "
-                f"(accepted: {TOLERANCE:g}). Nothing was written; please report the backbone, "
-                f"{encoder.backbone.spec.name}."
-            )
-        latency = {"PyTorch": _latency(lambda x: encoder(torch.from_numpy(x)), image)}
-        latency["ONNX Runtime"] = _latency(run, image)
+def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path, classifier: Classifier | None) -> ExportResult:
+    network: nn.Module = encoder if classifier is None else Classifying(encoder, classifier.head)
+    with renamed_when_done(out) as temporary:
+        _write_onnx(encoder, network, image, temporary, classifier)
+        session = open_session(temporary)
+        run = lambda x: session.run(None, {"images": x})  # noqa: E731
+        parity = {batch: _difference(network, run, image, batch) for batch in PARITY_BATCHES}
+        check_parity(out, parity, encoder.backbone)
+        latency = {"PyTorch": latency_of(lambda x: network(torch.from_numpy(x)), image)}
+        latency["ONNX Runtime"] = latency_of(run, image)
     return ExportResult(
         out,
         "onnx",
         out.stat().st_size,
-        _num_parameters(encoder),
-        _onnx_snippet(encoder, image, out),
+        count_parameters(network),
+        _onnx_snippet(encoder, image, out, classifier),
         parity,
         latency,
         hardware(),
     )
 
 
-def _export_int8(encoder: Encoder, image: ImageSpec, out: Path, calibration: Images) -> ExportResult:
+def _export_int8(
+    encoder: Encoder, image: ImageSpec, out: Path, calibration: Images, classifier: Classifier | None
+) -> ExportResult:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    network: nn.Module = encoder if classifier is None else Classifying(encoder, classifier.head)
     order = np.random.default_rng(0).permutation(len(calibration))
     num_held_out = min(HELD_OUT, len(order) // 3)
     batches = _inputs(encoder, image, calibration, order[num_held_out:][:CALIBRATION])
@@ -269,8 +312,8 @@ def _export_int8(encoder: Encoder, image: ImageSpec, out: Path, calibration: Ima
 
     full, prepared = out.with_suffix(".fp32.tmp"), out.with_suffix(".prepared.tmp")
     try:
-        with _renamed_when_done(out) as temporary, _quiet():
-            _write_onnx(encoder, image, full)
+        with renamed_when_done(out) as temporary, quiet():
+            _write_onnx(encoder, network, image, full, classifier)
             quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared),
@@ -280,12 +323,17 @@ def _export_int8(encoder: Encoder, image: ImageSpec, out: Path, calibration: Ima
                 per_channel=True,
                 weight_type=QuantType.QInt8,
             )
-            session, reference = _session(temporary), _session(full)
-            latency = {"ONNX Runtime fp32": _latency(lambda x: reference.run(None, {"images": x}), image)}
-            latency["ONNX Runtime int8"] = _latency(lambda x: session.run(None, {"images": x}), image)
-            found = np.concatenate([session.run(None, {"images": x})[0] for x in unseen])
-            wanted = np.concatenate([reference.run(None, {"images": x})[0] for x in unseen])
-            agreement = _agreement(found, wanted, full.stat().st_size)
+            session, reference = open_session(temporary), open_session(full)
+            latency = {"ONNX Runtime fp32": latency_of(lambda x: reference.run(None, {"images": x}), image)}
+            latency["ONNX Runtime int8"] = latency_of(lambda x: session.run(None, {"images": x}), image)
+            found, wanted = (
+                [np.concatenate(parts) for parts in zip(*(s.run(None, {"images": x}) for x in unseen), strict=True)]
+                for s in (session, reference)
+            )
+            agreement = _agreement(found[0], wanted[0], full.stat().st_size)
+            if classifier is not None:
+                same = found[1].argmax(axis=1) == wanted[1].argmax(axis=1)
+                agreement = replace(agreement, same_class=float(same.mean()))
     finally:
         full.unlink(missing_ok=True)
         prepared.unlink(missing_ok=True)
@@ -293,8 +341,8 @@ def _export_int8(encoder: Encoder, image: ImageSpec, out: Path, calibration: Ima
         out,
         "int8",
         out.stat().st_size,
-        _num_parameters(encoder),
-        _onnx_snippet(encoder, image, out),
+        count_parameters(network),
+        _onnx_snippet(encoder, image, out, classifier),
         latency_ms=latency,
         hardware=hardware(),
         agreement=agreement,
@@ -310,45 +358,59 @@ def _agreement(found: np.ndarray, wanted: np.ndarray, full_bytes: int) -> Agreem
     return Agreement(float((ours * theirs).sum(axis=1).mean()), same, len(ours), full_bytes)
 
 
-def _write_onnx(encoder: Encoder, image: ImageSpec, path: Path) -> None:
-    """One file, dynamic batch, with what is needed to use it among the metadata."""
-    import onnx
+def _write_onnx(
+    encoder: Encoder, network: nn.Module, image: ImageSpec, path: Path, classifier: Classifier | None
+) -> None:
+    """One file, dynamic batch, with what is needed to use it among the metadata. network: the encoder, or all of it."""
+    model = to_onnx(network, image, ["features"] if classifier is None else ["features", "logits"])
+    save_onnx(model, path, encoder, image, classes=() if classifier is None else classifier.classes)
 
-    import attar
 
-    size, channels = image.size, image.channels
-    example = torch.rand(2, channels, size, size)
-    with _quiet():
+def to_onnx(network: nn.Module, image: ImageSpec, outputs: Sequence[str]) -> onnx.ModelProto:
+    """A graph of any batch of `images`."""
+    example = torch.rand(2, image.channels, image.size, image.size)
+    with quiet():
         program = torch.onnx.export(
-            encoder,
+            network,
             (example,),
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["features"],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    return program.model_proto
+
+
+def save_onnx(
+    model: onnx.ModelProto, path: Path, encoder: Encoder, image: ImageSpec, *, classes: Sequence[str] = ()
+) -> None:
+    """Write a graph with what is needed to use it among the metadata. classes: of the logits, in their order."""
+    import onnx
+
+    import attar
+
     metadata = {
         "attar.version": attar.__version__,
         "backbone": encoder.backbone.spec.name,
-        "size": str(size),
-        "channels": str(channels),
+        "size": str(image.size),
+        "channels": str(image.channels),
         "input": f"images, float32 pixels in [0, 1]{'' if _inside(encoder, image) else ', normalised'}, (B, C, H, W)",
         "normalisation": "inside" if _inside(encoder, image) else "outside",
         "mean": json.dumps(list(image.mean)),
         "std": json.dumps(list(image.std)),
         "crop_fraction": f"{image.crop_fraction:g}",
         "num_features": str(encoder.num_features),
+        **({"classes": json.dumps(list(classes))} if classes else {}),
     }
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, str(path))
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -358,23 +420,40 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 @torch.no_grad()
-def _difference(encoder: Encoder, run: Callable[[np.ndarray], np.ndarray], batch: int) -> float:
-    """Largest absolute difference on random pixels, as a share of the largest feature."""
-    size, channels = encoder.image.size, encoder.image.channels
-    images = torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(batch))
-    wanted = encoder(images).numpy()
-    found = run(images.numpy())
+def _difference(
+    network: nn.Module, run: Callable[[np.ndarray], Sequence[np.ndarray]], image: ImageSpec, batch: int
+) -> float:
+    """Largest absolute difference of any output on random pixels, as a share of the output's largest value."""
+    pixels = torch.rand(batch, image.channels, image.size, image.size, generator=torch.Generator().manual_seed(batch))
+    outputs = network(pixels)
+    wanted = [x.numpy() for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
+    return float(np.max([share_of_largest(ours, x) for ours, x in zip(run(pixels.numpy()), wanted, strict=True)]))
+
+
+def share_of_largest(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest absolute difference, as a share of the largest value wanted."""
     if found.shape != wanted.shape:
-        raise ExportError(f"the exported network gives {found.shape} for a batch of {batch}, PyTorch {wanted.shape}.")
+        raise ExportError(
+            f"the exported network gives {found.shape} for a batch of {len(wanted)}, PyTorch {wanted.shape}."
+        )
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
+
+
+def check_parity(out: Path, parity: dict[int, float], backbone: Backbone) -> None:
+    worst = float(np.max(list(parity.values())))
+    if not worst <= TOLERANCE:  # also where a value is not a number
+        raise ExportError(
+            f"{out}: the ONNX network differs from PyTorch by {worst:.2e} of the largest value (accepted: "
+            f"{TOLERANCE:g}). Nothing was written; please report the backbone, {backbone.spec.name}."
+        )
 
 
 def forward_latency(backbone: Backbone, image: ImageSpec) -> float:
     """Median milliseconds of one image through a backbone in PyTorch, on one thread."""
-    return _latency(lambda x: backbone(torch.from_numpy(x)), image, batches=(1,))[1]
+    return latency_of(lambda x: backbone(torch.from_numpy(x)), image, batches=(1,))[1]
 
 
-def _latency(
+def latency_of(
     run: Callable[[np.ndarray], Any],
     image: ImageSpec,
     *,
@@ -429,11 +508,20 @@ def _inside(encoder: Encoder, image: ImageSpec) -> bool:
     return encoder.image == image
 
 
-def _num_parameters(encoder: Encoder) -> int:
-    return sum(p.numel() for p in encoder.parameters())
+def count_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
-def _require_onnx() -> None:
+def require_one_file(encoder: Encoder) -> None:
+    weights = 4 * sum(tensor.numel() for tensor in encoder.state_dict().values())
+    if weights > ONE_FILE:
+        raise ExportError(
+            f"{encoder.backbone.spec.name} has {weights / 1e9:.1f} GB of weights in fp32; one ONNX file holds 2.1 GB. "
+            "Distil a smaller student (attar distill), or export safetensors."
+        )
+
+
+def require_onnx() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             __import__(package)
@@ -444,7 +532,7 @@ def _require_onnx() -> None:
 
 
 @contextlib.contextmanager
-def _renamed_when_done(out: Path) -> Iterator[Path]:
+def renamed_when_done(out: Path) -> Iterator[Path]:
     """A path beside `out` that becomes `out` if all goes well and vanishes otherwise."""
     temporary = out.with_name(f".{out.name}.tmp")
     try:
@@ -455,7 +543,7 @@ def _renamed_when_done(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch's exporter talks on stdout, stderr, warnings and logs; errors still come as exceptions."""
     with (
         warnings.catch_warnings(),
@@ -497,7 +585,7 @@ pixels = pixels.transpose(2, 0, 1)[None] / 255
 """
 
 
-def _onnx_snippet(encoder: Encoder, image: ImageSpec, path: Path) -> str:
+def _onnx_snippet(encoder: Encoder, image: ImageSpec, path: Path, classifier: Classifier | None) -> str:
     lines = [preparation(image).rstrip()]
     note = "; normalisation is inside"
     if not _inside(encoder, image):
@@ -505,15 +593,44 @@ def _onnx_snippet(encoder: Encoder, image: ImageSpec, path: Path) -> str:
         lines.append(f"pixels = (pixels - {column(image.mean)}) / {column(image.std)}")
         note = ""
     prepared = "\n".join(lines)
+    run = f'features = session.run(None, {{"images": pixels}})[0]  # (1, {encoder.num_features}){note}\n'
+    if classifier is not None:
+        run = f"""\
+# (1, {encoder.num_features}) and (1, {len(classifier.classes)}){note}
+features, logits = session.run(["features", "logits"], {{"images": pixels}})
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+{PROBABILITIES}"""
     return f"""\
-import numpy as np
+{"" if classifier is None else "import json" + 2 * chr(10)}import numpy as np
 import onnxruntime
 from PIL import Image
 
 {prepared}
 
 session = onnxruntime.InferenceSession({str(path)!r})
-features = session.run(None, {{"images": pixels}})[0]  # (1, {encoder.num_features}){note}
+{run}"""
+
+
+PROBABILITIES = """\
+probabilities = np.exp(logits - logits.max())
+probabilities /= probabilities.sum()
+print(classes[probabilities.argmax()], probabilities.max())
+"""
+
+
+def _with_classes(snippet: str, classifier: Classifier, path: Path) -> str:
+    """A snippet that ends in `features`, led on to class scores; torch prints layers as the code that builds them."""
+    layers = ", ".join(f"torch.nn.{layer}" for layer in classifier.head.children())
+    pillow = "from PIL import Image\n"
+    begun = "import json\n\n" + snippet.replace(pillow, pillow + "from safetensors import safe_open\n", 1)
+    return f"""\
+{begun}
+classifier = torch.nn.Sequential({layers})
+with safe_open({str(path)!r}, "pt") as file:
+    classifier.load_state_dict({{name: file.get_tensor(name) for name in file.keys()}})
+    classes = json.loads(file.metadata()["classes"])
+logits = classifier.eval()(features)  # (1, {len(classifier.classes)})
+print(classes[logits.argmax()], logits.softmax(dim=1).max().item())
 """
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -387,8 +388,8 @@ def _classifier_of(run: str | Path) -> Classifier | None:
     return Classifier(head, classes_of(Path(run)) or tuple(map(str, range(head.num_features_out))))
 
 
-def _exits_of(run: Path) -> dict[str, tuple[Backbone, Classifier]]:
-    """The early exits that a run kept, from the shallowest."""
+def _exits_of(run: Path, asked: str = "exits") -> dict[str, tuple[Backbone, Classifier]]:
+    """The early exits that a run kept, from the shallowest. asked: what wants them, for the error."""
     from attar.models.saved import load_backbone
 
     found = {}
@@ -397,7 +398,7 @@ def _exits_of(run: Path) -> dict[str, tuple[Backbone, Classifier]]:
         if classifier is not None:
             found[folder.name] = (load_backbone(folder)[0], classifier)
     if not found:
-        raise RecipeError(f"exits: {run} kept no early exits; train it by a method that does (byot).")
+        raise RecipeError(f"{asked}: {run} kept no early exits; train it by a method that does (byot).")
     return found
 
 
@@ -532,6 +533,8 @@ def export(
     run: str | Path,
     *,
     format: str = "onnx",
+    classifier: bool = False,
+    exits: bool = False,
     out: str | Path | None = None,
     calibration: str | Path | Images | None = None,
     cache: str | Path | None = None,
@@ -542,6 +545,10 @@ def export(
     Args:
         format: onnx, safetensors, timm, int8 (ONNX, statically quantised), or packed (networks of binary weights:
             one bit a weight, loaded by `attar.load`).
+        classifier: the class scores of the run's classifier beside the features: `logits` of the ONNX graph, or a
+            second file.
+        exits: one ONNX graph with all early exits of the run and the whole network; an image leaves at the first
+            whose largest class probability reaches a threshold, and the rest is not computed.
         out: file to write; default: inside the run folder.
         calibration: images for int8.
 
@@ -550,9 +557,18 @@ def export(
     """
     from attar.data.load import load_images
     from attar.exporting import FORMATS, export_backbone
+    from attar.exporting_exits import export_exits
     from attar.models.saved import load_backbone
 
     backbone, image, provenance = load_backbone(run)
+    own = _classifier_of(run)
+    if classifier and own is None:
+        raise RecipeError(
+            f"--classifier: {run} kept no classifier. Runs that were trained with one have it (methods with labels, "
+            "see attar methods); train one on this run by method finetune (--init), or export its features alone."
+        )
+    if exits:
+        _check_exits_alone(format, classifier, calibration)
     images = calibration
     if calibration is not None:
         images = load_images(
@@ -560,22 +576,49 @@ def export(
         )
     if out is None and not Path(run).is_dir():
         raise RunError(f"{run} is no run folder that the export could be written into; name a file with --out.")
-    target = check_writable(out if out is not None else Path(run) / f"backbone{FORMATS.get(format, '')}")
+    name = "exits.onnx" if exits else f"backbone{FORMATS.get(format, '')}"
+    target = check_writable(out if out is not None else Path(run) / name)
     if format == "safetensors" and out is None:
         target = Path(run) / "export" / "backbone.safetensors"  # the run's own file of that name stays what it is
-    result = export_backbone(
-        backbone,
-        image,
-        format=format,
-        out=target,
-        calibration=images,  # type: ignore[arg-type]
-        provenance=provenance,
-    )
+    if exits:
+        early = _exits_of(Path(run), "--exits")
+        assert own is not None
+        result = export_exits(backbone, image, early, own, out=target)
+    else:
+        result = export_backbone(
+            backbone,
+            image,
+            format=format,
+            out=target,
+            calibration=images,  # type: ignore[arg-type]
+            provenance=provenance,
+            classifier=own if classifier else None,
+        )
+        if own is not None and not classifier:
+            result = replace(result, left_out=_left_out(Path(run), own))
     if (Path(run) / "recipe.yaml").is_file():
         folder = RunFolder.open(run)
         exports = folder.read_json("export.json") or {}
-        folder.write_json("export.json", {**exports, format: result.to_json()})
+        folder.write_json("export.json", {**exports, "exits" if exits else format: result.to_json()})
     return result
+
+
+def _check_exits_alone(format: str, classifier: bool, calibration: Any) -> None:
+    if format != "onnx":
+        raise RecipeError(f"--exits is one ONNX graph; it cannot be {format}. Leave out --format {format}, or --exits.")
+    for given, option, why in (
+        (classifier, "--classifier", "the exits and the whole network give class scores in any case"),
+        (calibration is not None, "--calibration", "it belongs to int8, and --exits to onnx"),
+    ):
+        if given:
+            raise RecipeError(f"{option} would be ignored beside --exits: {why}. Leave one of them out.")
+
+
+def _left_out(run: Path, classifier: Classifier) -> str:
+    """What an export of features alone leaves out, in a line."""
+    text = f"left out: the run's classifier, {len(classifier.classes)} classes; --classifier exports it, too"
+    number = len(list(run.glob("exit[1-9]")))
+    return text + (f". Its {number} early exits in one graph: --exits" if number else "")
 
 
 def report(runs: Sequence[str | Path], *, out: str | Path = "report.html") -> Path:

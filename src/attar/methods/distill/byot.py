@@ -12,6 +12,8 @@ deepest one. There is no state besides the weights.
 
 The run keeps every exit: RUN/exit1, RUN/exit2, … are networks like any other, with their classifiers. So
 `attar evaluate RUN/exit1 SOURCE`, `attar export RUN/exit1` and a teacher RUN/exit2 work as for RUN itself.
+`attar export RUN --exits` is one ONNX graph of them all, in which an image leaves at the first exit that is sure
+enough and the rest is not computed; `attar export RUN/exit1 --classifier` one exit with its class scores.
 `attar evaluate RUN SOURCE --protocol exits` measures them all beside the whole, and what it costs and brings to leave
 at the first exit that is sure enough.
 
