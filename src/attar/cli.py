@@ -610,6 +610,7 @@ def main() -> None:
     # 3 to 220 ms instead of 1 ms a view. Set before torch is imported; a person's own setting stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     logging.getLogger("attar").setLevel(logging.INFO if _is_main_process() else logging.ERROR)
     try:
         app()

@@ -406,14 +406,15 @@ def _teacher_of(
 ) -> tuple[tuple[Any, ImageSpec, Classifier | None] | None, dict[str, str]]:
     """The teacher to measure: the one given, or the one the run was distilled from; or why it is left out."""
     from attar.models.saved import load_backbone
+    from attar.models.weights_file import is_there
 
     own = (provenance.get("teacher") or {}).get("name")
     name = given or own
     if name is None:
         return None, {}
-    if given is None and "," in str(name) and not Path(name).exists():
+    if given is None and "," in str(name) and not is_there(name):
         return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
-    if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
+    if given is None and not (name in ("hog", "pixels") or is_there(name)):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
     backbone, expected, _ = load_backbone(name, image_size=image.size, channels=image.channels)
     return (backbone, expected, _classifier_of(name)), {}

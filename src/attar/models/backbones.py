@@ -351,6 +351,8 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     import timm
 
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
+    if pretrained:
+        options |= _from_cache_or_reachable(spec.name)
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
     flexible: tuple[dict[str, Any], ...] = (
@@ -378,10 +380,34 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     return network
 
 
+def _from_cache_or_reachable(name: str) -> dict[str, Any]:
+    """Options for timm: published weights that lie in the cache of the Hugging Face hub are read from there. For others
+    the hub is asked once, because it is asked for files many times, for most of a minute, where there is no network.
+
+    Raises:
+        BackboneError: the weights are not here and the hub does not answer.
+    """
+    import timm
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not published.hf_hub_id or published.hf_hub_filename or published.custom_load:
+        return {}
+    file = try_to_load_from_cache(published.hf_hub_id, "model.safetensors")
+    if isinstance(file, str):
+        return {"pretrained_cfg_overlay": {"file": file}}
+    try:
+        HfApi().model_info(published.hf_hub_id, timeout=10)
+    except Exception as error:  # of the connection, of a proxy, or that the hub is not to be asked
+        raise BackboneError(_no_weights(name, error)) from error
+    return {}
+
+
 def _no_weights(name: str, error: Exception) -> str:
     return (
         f"the published weights of {name} are not on this machine and could not be fetched ({type(error).__name__}). "
-        "Connect to the network once, or do without: leave out --pretrained, give a run as teacher."
+        f"Connect to the network once; or bring them as a file and write {name}@FILE, as a teacher, to evaluate, or as "
+        "--init in the place of --pretrained."
     )
 
 
