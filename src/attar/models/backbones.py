@@ -352,7 +352,7 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
 
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
     if pretrained:
-        options |= _from_cache_or_reachable(spec.name)
+        _require_weights(spec.name)
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
     flexible: tuple[dict[str, Any], ...] = (
@@ -380,9 +380,9 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     return network
 
 
-def _from_cache_or_reachable(name: str) -> dict[str, Any]:
-    """Options for timm: published weights that lie in the cache of the Hugging Face hub are read from there. For others
-    the hub is asked once, because it is asked for files many times, for most of a minute, where there is no network.
+def _require_weights(name: str) -> None:
+    """Asks the Hugging Face hub once for weights that are not in its cache: where there is no network, loading would
+    ask many times, for most of a minute, and say so each time.
 
     Raises:
         BackboneError: the weights are not here and the hub does not answer.
@@ -391,16 +391,15 @@ def _from_cache_or_reachable(name: str) -> dict[str, Any]:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     published = timm.get_pretrained_cfg(name)
-    if published is None or not published.hf_hub_id or published.hf_hub_filename or published.custom_load:
-        return {}
-    file = try_to_load_from_cache(published.hf_hub_id, "model.safetensors")
-    if isinstance(file, str):
-        return {"pretrained_cfg_overlay": {"file": file}}
+    if published is None or not published.hf_hub_id:
+        return
+    file = published.hf_hub_filename or "model.safetensors"
+    if isinstance(try_to_load_from_cache(published.hf_hub_id, file), str):
+        return
     try:
         HfApi().model_info(published.hf_hub_id, timeout=10)
     except Exception as error:  # of the connection, of a proxy, or that the hub is not to be asked
         raise BackboneError(_no_weights(name, error)) from error
-    return {}
 
 
 def _no_weights(name: str, error: Exception) -> str:
