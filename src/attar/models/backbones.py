@@ -393,8 +393,8 @@ def _require_weights(name: str) -> None:
     published = timm.get_pretrained_cfg(name)
     if published is None or not published.hf_hub_id:
         return
-    file = published.hf_hub_filename or "model.safetensors"
-    if isinstance(try_to_load_from_cache(published.hf_hub_id, file), str):
+    files = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    if any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files):
         return
     try:
         HfApi().model_info(published.hf_hub_id, timeout=10)
