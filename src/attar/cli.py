@@ -53,7 +53,9 @@ Stem = Annotated[
     str, typer.Option("--stem", help="standard, or small: for small images in networks made for 224 pixels.")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's published weights.")]
-Init = Annotated[Path | None, typer.Option("--init", help="Start from the backbone of this run; all of it must fit.")]
+Init = Annotated[
+    Path | None, typer.Option("--init", help="Start from this run's backbone, or NAME@FILE; all must fit.")
+]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", help="Peak learning rate; default: the recipe's, scaled by the batch.")
 ]
@@ -160,7 +162,12 @@ def pretrain(
 @app.command()
 def distill(
     source: Source,
-    teacher: Annotated[str, typer.Option("--teacher", help="A run folder, a timm name, or hog; several: A,B.")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher", help="A run folder, a timm name, NAME@FILE with weights of your own, or hog; several: A,B."
+        ),
+    ],
     out: Out,
     method: Annotated[str, typer.Option("--method", help="See attar methods.")] = "seed",
     backbone: Backbone = "resnet18",
@@ -232,7 +239,8 @@ def distill(
 @app.command()
 def cluster(
     run: Annotated[
-        str, typer.Argument(help="A run folder, a timm name, hog or pixels; or clusters that are made, to name others.")
+        str,
+        typer.Argument(help="A run folder, a timm name, NAME@FILE, hog or pixels; or clusters that are made."),
     ],
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="Folder to write: centroids, labels.parquet, pictures.")],
@@ -293,7 +301,7 @@ def cluster(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run folder, a timm name, hog or pixels.")],
+    run: Annotated[str, typer.Argument(help="A run folder, a timm name, NAME@FILE, hog or pixels.")],
     labelled: Annotated[str, typer.Argument(help="Labelled images: a folder of class folders, a table, …")],
     test: Annotated[
         str | None,
@@ -348,7 +356,7 @@ def evaluate(
 
 @app.command()
 def embed(
-    run: Annotated[str, typer.Argument(help="A run folder, a timm name, hog or pixels.")],
+    run: Annotated[str, typer.Argument(help="A run folder, a timm name, NAME@FILE, hog or pixels.")],
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="A .parquet, .csv or .npz file.")],
     labels: Labels = None,
@@ -616,6 +624,7 @@ def main() -> None:
     # 3 to 220 ms instead of 1 ms a view. Set before torch is imported; a person's own setting stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     logging.getLogger("attar").setLevel(logging.INFO if _is_main_process() else logging.ERROR)
     try:
         app()

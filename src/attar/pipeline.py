@@ -112,12 +112,19 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
     from attar.data.listing import require_folder
     from attar.data.sources import path_of
     from attar.errors import AttarError
+    from attar.models import weights_file
     from attar.models.backbones import check_name
     from attar.planning import check_not_about_clusters
     from attar.request import Request, check
 
     for name in _references(stage):
         if name not in earlier and not Path(name).exists():
+            if (parts := weights_file.name_and_file(name)) and stage.kind != "report":
+                try:
+                    weights_file.check(*parts)
+                except AttarError as error:
+                    raise type(error)(f"{where}: {error}") from None
+                continue
             if len(Path(name).parts) > 1 or stage.kind == "report":
                 raise RecipeError(f"{where}: {name} is no earlier stage and no folder; earlier: {', '.join(earlier)}.")
             try:
@@ -331,6 +338,7 @@ def _carry_out(stage: Stage, arguments: dict[str, Any]) -> Any:
 def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
     """Digests of what a stage reads that no stage made: images by their listing, runs by their weights."""
     from attar.data.sources import open_source
+    from attar.models.weights_file import digest_of, name_and_file
 
     found = []
     for key in _SOURCES:
@@ -343,6 +351,8 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
         weights = Path(item) / "backbone.json"
         if item not in names and weights.is_file():
             found.append(hashlib.sha256(weights.read_bytes()).hexdigest())
+        elif item not in names and (parts := name_and_file(item)):
+            found.append(digest_of(parts[1]))
     return found
 
 

@@ -111,7 +111,7 @@ class Plan:
             "precision": self.precision,
             "accumulate": request.accumulate,
             "pretrained": request.pretrained,
-            "init": request.init and {"name": describe(request.init), "digest": saved_digest(Path(request.init))},
+            "init": request.init and {"name": describe(request.init), "digest": saved_digest(request.init)},
         }
 
     @property
@@ -290,11 +290,11 @@ def _natural_size(images: Images) -> int:
 
 
 def _known_image(request: Request) -> ImageSpec | None:
-    """The input of the teacher, or of the run to start from; a teacher by name is built for the images instead."""
+    """The input of the teacher, or of the run to start from; a network by name is built for the images instead."""
     from attar.models.saved import load_backbone
 
     if request.teacher is None and request.init is not None:
-        return load_backbone(request.init)[1]
+        return load_backbone(request.init)[1] if Path(request.init).exists() else None
 
     first = teachers_named(request.teacher)[0]
     if isinstance(first, (str, Path)):

@@ -154,16 +154,22 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
 
 def teachers_named(teacher: Any) -> list[Any]:
     """The teachers that were asked for: runs and names, "A,B" being two; an object given in Python as it is."""
-    if isinstance(teacher, str) and not Path(teacher).exists():
+    from attar.models.weights_file import is_there
+
+    if isinstance(teacher, str) and not is_there(teacher):
         return teacher.split(",")
     return list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
 
 
 def _check_teacher_exists(teacher: Any) -> None:
+    from attar.models import weights_file
     from attar.models.backbones import check_name
 
     for one in teachers_named(teacher):
         if not isinstance(one, (str, Path)) or Path(one).exists():
+            continue
+        if parts := weights_file.name_and_file(one):
+            weights_file.check(*parts)
             continue
         if len(Path(one).parts) > 1 or str(one).startswith("."):
             raise CheckpointError(f"--teacher {Path(one).absolute()} does not exist; give a run folder, or a name.")
@@ -185,7 +191,7 @@ def _check_init(request: Request) -> None:
         raise RecipeError("--init and --pretrained both say where the weights come from; give one of them.")
     from attar.models.saved import saved_digest
 
-    saved_digest(Path(request.init))
+    saved_digest(request.init)
 
 
 def _check_backbone(request: Request, method: type[Method]) -> None:
@@ -214,6 +220,7 @@ def describe(source: Any) -> str:
     if isinstance(source, (list, tuple)):
         return ",".join(map(describe, source))
     if isinstance(source, (str, Path)):
-        text = str(source)
-        return str(Path(text).absolute()) if Path(text).exists() else text
+        from attar.models.weights_file import absolute
+
+        return absolute(source)
     return getattr(source, "name", None) or f"array {getattr(source, 'shape', '')}"

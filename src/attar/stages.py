@@ -139,7 +139,8 @@ def distill(
     """Train a small student on what a frozen teacher says about unlabelled images.
 
     Args:
-        teacher: a run folder, a timm model whose weights are at hand, "hog", or a folder made by `cluster`. Several, in
+        teacher: a run folder, a timm model whose weights are at hand, NAME@FILE (a network with the weights of a file,
+            "resnet50@weights/resnet50.pth"), "hog", or a folder made by `cluster`. Several, in
             a list or joined by commas, answer side by side, each with the same say.
         Everything else as in `pretrain`; image_size and channels default to the teacher's.
     """
@@ -170,8 +171,8 @@ def cluster(
     """Cluster images by the features of a network; or, with clusters that are made, name those of other images.
 
     Args:
-        run: a run folder, a timm name, "hog" or "pixels"; or a folder made by this function, whose centroids are then
-            kept: the settings of clusters are refused.
+        run: a run folder, a timm name, NAME@FILE, "hog" or "pixels"; or a folder made by this function, whose centroids
+            are then kept: the settings of clusters are refused.
         out: the folder: clusters.npz and clusters.json, the network, pictures, and labels.parquet with a row an image
             (index, path, cluster, distance to the centroid). It is a teacher for `cluster_transfer`; labels.parquet
             is a source with labels="cluster".
@@ -292,7 +293,7 @@ def evaluate(
     """Measure a backbone on labelled images beside its controls, and say whether it worked.
 
     Args:
-        run: a run folder (evaluation.json is written there), a timm name, "hog" or "pixels".
+        run: a run folder (evaluation.json is written there), a timm name, NAME@FILE, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed, also for protocols that learn nothing (classifier, exits,
             retrieval), so that all rows are about the same images.
@@ -407,14 +408,15 @@ def _teacher_of(
 ) -> tuple[tuple[Any, ImageSpec, Classifier | None] | None, dict[str, str]]:
     """The teacher to measure: the one given, or the one the run was distilled from; or why it is left out."""
     from attar.models.saved import load_backbone
+    from attar.models.weights_file import is_there
 
     own = (provenance.get("teacher") or {}).get("name")
     name = given or own
     if name is None:
         return None, {}
-    if given is None and "," in str(name) and not Path(name).exists():
+    if given is None and "," in str(name) and not is_there(name):
         return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
-    if given is None and not (name in ("hog", "pixels") or Path(name).exists()):
+    if given is None and not (name in ("hog", "pixels") or is_there(name)):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
     backbone, expected, _ = load_backbone(name, image_size=image.size, channels=image.channels)
     return (backbone, expected, _classifier_of(name)), {}
@@ -520,8 +522,8 @@ def _write_table(out: Path, images: Images, values: np.ndarray) -> None:
 
 
 def load(run: str | Path) -> Encoder:
-    """The trained backbone of a run, a packed file or a timm name, as a module in eval mode: float pixels in [0, 1] ->
-    features."""
+    """The trained backbone of a run, a packed file, NAME@FILE or a timm name, as a module in eval mode: float pixels in
+    [0, 1] -> features."""
     from attar.models.encoder import Encoder
     from attar.models.saved import load_backbone
 

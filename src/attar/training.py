@@ -114,7 +114,7 @@ def _build(request: Request, plan: Plan, world: Any) -> Job:
     )
     projector = None
     if request.init is not None:
-        start_from(backbone, Path(request.init))
+        start_from(backbone, request.init)
         projector = load_head(Path(request.init), "projector")
     if request.checkpoint_activations:
         backbone.checkpoint_activations()

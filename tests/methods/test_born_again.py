@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,9 +79,17 @@ def test_teacher_and_student_are_two_networks_of_one_kind(bench):
     recipe = resolve_recipe("born_again", "small")
     student = tiny_backbone()
     head = MLP([student.num_features, 3])
+
+    def with_spec(**changes):
+        other = tiny_backbone()
+        other.spec = replace(other.spec, **changes)
+        return FrozenTeacher(other, IMAGE, head)
+
     for teacher, message in (
         (FrozenTeacher(student, IMAGE, head), "teacher and student are the same network"),
-        (FrozenTeacher(tiny_backbone(name="resnet14x0.5"), IMAGE, head), "resnet14x0.5, this one resnet8x0.5; use"),
+        (FrozenTeacher(tiny_backbone(name="resnet14x0.5"), IMAGE, head), "--backbone resnet14x0.5, or take kd"),
+        (with_spec(stem="small"), "is resnet8x0.5, stem small, .* this one is .* stem standard.*Give --stem small, or"),
+        (with_spec(channels=1), "Give --channels 1, or"),
         (FrozenTeacher(tiny_backbone(), IMAGE, MLP([32, 5])), "tells 5 classes apart, and stripes has 3"),
         (FrozenTeacher(tiny_backbone(), IMAGE, MLP([32, 3]), classes=("c", "b", "a")), "classes"),
     ):

@@ -119,6 +119,7 @@ ALIKE = {  # case -> (settings, the adapters made to change nothing, the term, i
     ("compress", "1q"): ({}, lambda m, t: identity(m.projector), "kl", 0),
     ("compress", "2q"): ({}, lambda m, t: None, "kl", 0),
     ("s2bnn", "small"): ({"projector_hidden_dim": 32}, lambda m, t: identity(m.projector), "kl", 0),
+    ("kd", "small"): ({"ce_weight": 0.0}, classify_alike, "soft_targets", 0),
     ("simclr_v2", "small"): ({}, classify_alike, "soft_targets", lambda found, taught: entropy(taught)),
     ("born_again", "teacher_only"): (
         {}, classify_alike, "teacher_cross_entropy", lambda found, taught: entropy(taught),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -163,7 +164,7 @@ def test_errors_say_which_stage_is_missing(bench, backbone):
     with pytest.raises(RecipeError, match="task=rotation needs a teacher's head of width 4, and this one has 32"):
         sskd.METHOD(replace(recipe, task="rotation"), backbone(), built.setup)
     second = bench("sskd_teacher")
-    with pytest.raises(RecipeError, match=r"give --backbone resnet8x0.5 \(here resnet8, stem standard\)"):
+    with pytest.raises(RecipeError, match=r"this one is resnet8, stem .*Give --backbone resnet8x0.5\."):
         sskd_teacher.METHOD(second.method.recipe, backbone(name="resnet8"), second.setup)
     with pytest.raises(RecipeError, match="leave out --image-size"):
         other = replace(second.setup, image=replace(IMAGE, mean=(0.1, 0.2, 0.3)))
@@ -190,8 +191,20 @@ def test_three_stages_joined_by_files_and_each_resumable(tmp_path):
     )
 
 
-def test_a_head_of_another_task_is_refused_though_it_is_as_wide(bench):
+def test_a_head_of_another_task_or_of_other_views_is_refused_though_it_is_as_wide(bench):
     setup = bench("sskd").setup
     setup.teacher.settings = {"task": "exemplar"}
-    with pytest.raises(RecipeError, match="task=contrastive, and the teacher's head was trained for exemplar"):
+    with pytest.raises(RecipeError, match="task=contrastive, and the teacher's head was trained for task=exemplar"):
         sskd.METHOD(resolve_recipe("sskd", "small"), tiny_backbone(), setup)
+    setup.teacher.settings = json.loads(json.dumps(asdict(resolve_recipe("sskd_teacher", "small"))))  # as a run says it
+    sskd.METHOD(resolve_recipe("sskd", "small"), tiny_backbone(), setup)
+    with pytest.raises(RecipeError, match="transformations=four, and .*=rotations. Use -s transf.*rotat"):
+        sskd.METHOD(resolve_recipe("sskd", "paper"), tiny_backbone(), setup)
+    with pytest.raises(RecipeError, match=r"crop=resized, and .* -s crop=padded, or train .* -s crop=resized\."):
+        sskd.METHOD(resolve_recipe("sskd", "small", {"crop": "resized"}), tiny_backbone(), setup)
+    setup.teacher.settings |= {"crop": "resized", "crop_scale": [0.2, 1.0]}
+    with pytest.raises(RecipeError, match="Use -s crop_scale=0.2,1.0, or"):
+        sskd.METHOD(resolve_recipe("sskd", "small", {"crop": "resized"}), tiny_backbone(), setup)
+    setup.teacher.settings |= {"task": "exemplar", "transformations": "four"}  # which exemplar does not have
+    own = {"crop": "resized", "crop_scale": (0.2, 1.0), "task": "exemplar"}
+    sskd.METHOD(resolve_recipe("sskd", "small", own), tiny_backbone(), setup)

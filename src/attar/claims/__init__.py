@@ -83,7 +83,8 @@ def reproduce(
         seeds: their number; default: the claim's own.
         out: folder of the runs; trainings that are done there are not done again. Default: one for each claim, size
             and data.
-        teacher: a network (a run folder, a timm name) in the place of the one a claim of distillation trains.
+        teacher: a network (a run folder, a timm name, NAME@FILE) in the place of the one a claim of distillation
+            trains.
     """
     if name not in CLAIMS:
         raise RecipeError(unknown_name("claim", name, CLAIMS))

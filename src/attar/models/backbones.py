@@ -351,6 +351,8 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     import timm
 
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
+    if pretrained:
+        _require_weights(spec.name)
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
     flexible: tuple[dict[str, Any], ...] = (
@@ -378,10 +380,33 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     return network
 
 
+def _require_weights(name: str) -> None:
+    """Asks the Hugging Face hub once for weights that are not in its cache: where there is no network, loading would
+    ask many times, for most of a minute, and say so each time.
+
+    Raises:
+        BackboneError: the weights are not here and the hub does not answer.
+    """
+    import timm
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not published.hf_hub_id:
+        return
+    files = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    if any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files):
+        return
+    try:
+        HfApi().model_info(published.hf_hub_id, timeout=10)
+    except Exception as error:  # of the connection, of a proxy, or that the hub is not to be asked
+        raise BackboneError(_no_weights(name, error)) from error
+
+
 def _no_weights(name: str, error: Exception) -> str:
     return (
         f"the published weights of {name} are not on this machine and could not be fetched ({type(error).__name__}). "
-        "Connect to the network once, or do without: leave out --pretrained, give a run as teacher."
+        f"Connect to the network once; or bring them as a file and write {name}@FILE, as a teacher, to evaluate, or as "
+        "--init in the place of --pretrained."
     )
 
 

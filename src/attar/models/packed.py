@@ -69,7 +69,10 @@ def load_packed(path: Path) -> tuple[Backbone, ImageSpec, dict[str, Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     if description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no packed network (attar export --format packed); give its run folder.")
+        raise CheckpointError(
+            f"{path} is no packed network (attar export --format packed); give its run folder, or say which network "
+            f"the weights are of: NAME@{path}."
+        )
     if _digest(state) != description["sha256"]:
         raise CheckpointError(f"{path} is not what was saved: its digest differs. Restore it from a copy.")
     spec, image = BackboneSpec.from_json(description["backbone"]), ImageSpec.from_json(description["image"])

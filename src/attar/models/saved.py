@@ -50,9 +50,10 @@ def load_backbone(
     """A backbone in eval mode, the images it expects, and its provenance.
 
     Args:
-        spec: a run folder (or any folder with backbone.json), or a file of `attar export --format packed`; otherwise
-            "hog", "pixels" or a timm name, whose published weights are loaded unless pretrained is False.
-        image_size, channels: for names only; a saved backbone knows its own.
+        spec: a run folder (or any folder with backbone.json), or a file of `attar export --format packed`; NAME@FILE
+            for a network with the weights of a file (weights_file.py); otherwise "hog", "pixels" or a timm name, whose
+            published weights are loaded unless pretrained is False.
+        image_size, channels: for names only (NAME@FILE is one); a saved backbone knows its own.
 
     Raises:
         CheckpointError: a folder without a complete backbone, damaged or tampered weights, or partial coverage.
@@ -65,7 +66,13 @@ def load_backbone(
         from attar.models.packed import load_packed
 
         return load_packed(folder)
+    from attar.models import weights_file
+
+    if parts := weights_file.name_and_file(spec):
+        return weights_file.load_named(*parts, image_size=image_size, channels=channels)
     name = str(spec)
+    if folder.is_file():
+        raise CheckpointError(f"{name}: which network are these weights of? Give NAME@{name}, e.g. resnet50@{name}.")
     if os.sep in name or name.startswith("."):
         raise CheckpointError(f"{folder.absolute()} does not exist; give a run folder, or the name of a backbone.")
     fixed = name in handcrafted.NAMES
@@ -75,10 +82,10 @@ def load_backbone(
         raise BackboneError(f"there is no folder {name!r} here; as a name: {error}") from None
     if fixed or not pretrained:
         backbone = build_backbone(name, channels=channels or 3, image_size=image_size or 224)
-        image = _plain_image(image_size or 224, channels or 3)
+        image = plain_image(image_size or 224, channels or 3)
     else:
         backbone = build_backbone(name, channels=channels or 3, image_size=image_size or 224, pretrained=_is_timm(name))
-        image = _timm_image(backbone, image_size)
+        image = timm_image(backbone, image_size)
     return backbone.eval(), image, {"name": name, "pretrained": not fixed and pretrained}
 
 
@@ -105,8 +112,8 @@ def _load_saved(folder: Path) -> tuple[Backbone, ImageSpec, dict[str, Any]]:
     return backbone.eval(), image, {**provenance, "sha256": digest}
 
 
-def start_from(backbone: Backbone, folder: Path) -> str:
-    """Give a new backbone the weights of a finished run, all of them; returns their digest.
+def start_from(backbone: Backbone, spec: str | Path) -> str:
+    """Give a new backbone the weights of a finished run or of NAME@FILE, all of them; returns their digest.
 
     The run's network may have another name as long as all parameters have the same names and shapes, as a network of
     real weights and its binary twin do.
@@ -114,7 +121,14 @@ def start_from(backbone: Backbone, folder: Path) -> str:
     Raises:
         CheckpointError: no finished run, damaged weights, or another network.
     """
-    digest = saved_digest(folder)
+    from attar.models import weights_file
+
+    digest, folder = saved_digest(spec), Path(spec)
+    if parts := weights_file.name_and_file(spec):
+        if parts[0] != backbone.spec.name:
+            raise CheckpointError(f"--init {spec} is a {parts[0]}, and the backbone a {backbone.spec.name}.")
+        weights_file.fill(backbone, parts[1])
+        return digest
     try:
         _load_weights(folder / "backbone.safetensors", backbone, digest)
     except CheckpointError as error:
@@ -125,8 +139,14 @@ def start_from(backbone: Backbone, folder: Path) -> str:
     return digest
 
 
-def saved_digest(folder: Path) -> str:
-    """Of the weights of a finished run."""
+def saved_digest(spec: str | Path) -> str:
+    """Of the weights of a finished run, or of NAME@FILE."""
+    from attar.models import weights_file
+
+    if parts := weights_file.name_and_file(spec):
+        weights_file.check(*parts)
+        return weights_file.digest_of(parts[1])
+    folder = Path(spec)
     description = folder / "backbone.json"
     if not description.is_file():
         raise CheckpointError(f"{folder.absolute()} is no finished run: it has no backbone.json.")
@@ -147,7 +167,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         state = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    _check_coverage(path, module.state_dict(), state)
+    check_coverage(path, module.state_dict(), state)
     module.load_state_dict(state)
 
 
@@ -191,7 +211,7 @@ def _load_weights(path: Path, module: nn.Module, digest: str) -> None:
     load_weights(module, path)
 
 
-def _check_coverage(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def check_coverage(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
@@ -229,18 +249,19 @@ def _is_timm(name: str) -> bool:
 
     if build_small(name, channels=3) is not None or small_vits.matches(name):
         raise BackboneError(
-            f"{name} has no published weights; as a teacher or for evaluation give a run folder, or a timm name."
+            f"{name} has no published weights; as a teacher or for evaluation give a run folder, a timm name, or "
+            f"{name}@FILE with weights of your own."
         )
     return True
 
 
-def _plain_image(size: int, channels: int) -> ImageSpec:
+def plain_image(size: int, channels: int) -> ImageSpec:
     if channels == 3:
         return ImageSpec(size=size, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return ImageSpec(size=size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
-def _timm_image(backbone: Backbone, image_size: int | None) -> ImageSpec:
+def timm_image(backbone: Backbone, image_size: int | None) -> ImageSpec:
     """What timm says the weights were trained with."""
     config: dict[str, Any] = dict(backbone.network.pretrained_cfg)  # type: ignore[arg-type]
     channels, size = backbone.spec.channels, image_size or config["input_size"][-1]

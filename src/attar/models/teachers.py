@@ -28,6 +28,7 @@ from attar.data.progress import Progress
 from attar.errors import CheckpointError, RecipeError, ShapeError
 from attar.models.backbones import Backbone, patch_map
 from attar.models.saved import classes_of, head_digest, load_backbone, load_head
+from attar.models.weights_file import absolute
 
 logger = logging.getLogger("attar")
 
@@ -352,7 +353,8 @@ class ViewOf(Protocol):
 def load_teacher(
     spec: str | Path, *, output: str = "auto", image_size: int | None = None, channels: int | None = None
 ) -> FrozenTeacher:
-    """A frozen teacher from a run folder, a timm name, "hog" or "pixels".
+    """A frozen teacher from a run folder, a timm name, a network with the weights of a file (NAME@FILE), "hog" or
+    "pixels".
 
     Args:
         output: "features" (of the backbone), "embedding" (of the projector the run kept), "logits" (of the
@@ -371,6 +373,8 @@ def load_teacher(
     if provenance.get("collapsed"):
         logger.warning("The teacher %s ended collapsed: it says nearly the same of all images.", spec)
     state = provenance.get("sha256") or str(spec)
+    if "file" in provenance:  # another name may mean another normalisation of the images
+        state = f"{provenance['name']} {state}"
     answered = "features" if head is None else "embedding"
     if logits:  # a run with a classifier may be taught again: other heads on the same backbone
         answered = "logits " + " ".join(head_digest(folder, name) for name in ("classifier", "projector"))
@@ -381,7 +385,7 @@ def load_teacher(
         projector=load_head(folder, "projector") if logits else None,
         classes=classes_of(folder) if logits else (),
         digest=hashlib.sha256(f"{state} {answered}".encode()).hexdigest(),
-        name=str(folder.absolute() if folder.is_dir() else spec),
+        name=absolute(spec),
         settings=provenance.get("settings"),
         seed=provenance.get("seed"),
     )

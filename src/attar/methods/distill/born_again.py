@@ -39,6 +39,7 @@ from torch import Tensor
 from attar.errors import RecipeError
 from attar.losses import confidence_weighted_cross_entropy
 from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.distill.labelled import require_same_network
 from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -152,11 +153,13 @@ def _check_generation(teacher: object, backbone: Backbone, setup: Setup) -> None
     """The generation before: a network of the same architecture, with the same classes, from other weights."""
     if not isinstance(teacher, FrozenTeacher):
         raise RecipeError("born_again: its teacher is a run; give the folder of the generation before as --teacher.")
-    if teacher.backbone.spec.name != backbone.spec.name:
-        raise RecipeError(
-            f"born_again: the generation before is {teacher.backbone.spec.name}, this one {backbone.spec.name}; "
-            f"use --backbone {teacher.backbone.spec.name}, or kd for a student of another architecture."
-        )
+    require_same_network(
+        "born_again",
+        backbone,
+        teacher.backbone,
+        why="a generation has the network of the one before",
+        otherwise="take kd for a student of another architecture",
+    )
     check_classes("born_again", teacher, setup.images)
     if teacher.seed == setup.seed:
         logger.warning(

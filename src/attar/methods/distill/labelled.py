@@ -83,6 +83,24 @@ def labelled_network(method: str, setup: Setup, student: Backbone) -> FrozenTeac
     return teacher
 
 
+def require_same_network(where: str, student: Backbone, teacher: Backbone, *, why: str, otherwise: str = "") -> None:
+    """The student's network must be the teacher's: name, stem and channels.
+
+    why: it must. otherwise: what to do with a student of another network.
+
+    Raises:
+        RecipeError: it is another.
+    """
+    own, its = ((s.name, s.stem, s.channels) for s in (student.spec, teacher.spec))
+    if own != its:
+        described = [f"{name}, stem {stem}, {channels} channels" for name, stem, channels in (own, its)]
+        options = [f"--{o} {b}" for o, a, b in zip(("backbone", "stem", "channels"), own, its) if a != b]
+        raise RecipeError(
+            f"{where}: {why}, which is {described[1]}; this one is {described[0]}. "
+            f"Give {' '.join(options)}{otherwise and ', or '}{otherwise}."
+        )
+
+
 def distilled(
     recipe: LabelledRecipe,
     logits: Tensor,

@@ -11,7 +11,7 @@ A task gives scores, and for each row the true column: cosines of a transformed 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,17 @@ class TaskRecipe(Recipe):
     teacher_output: Literal["logits"] = "logits"  # the teacher was trained with labels
     crop: Literal["resized", "padded"] = "padded"  # resized: a random share of the image; padded: shifted by 1/8
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the resized crop
+
+
+def settings_in_common(recipe: TaskRecipe) -> dict[str, Any]:
+    """What stages 2 and 3 must have in common, less what makes no difference to this task."""
+    unused = {"transformations": recipe.task != "contrastive", "crop_scale": recipe.crop != "resized"}
+    return {name: getattr(recipe, name) for name in TaskRecipe.__annotations__ if not unused.get(name)}
+
+
+def typed(value: Any) -> str:
+    """A setting as it is typed after -s."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def views(recipe: TaskRecipe, image: ImageSpec) -> MakeTransformed:

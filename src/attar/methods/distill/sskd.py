@@ -38,7 +38,14 @@ from attar.errors import RecipeError
 from attar.losses import error_rank_gate, kl_divergence
 from attar.methods.base import Method, Progress, Setup, StepOutput
 from attar.methods.distill.labelled import SMALL, LabelledRecipe, distilled, labelled_network
-from attar.methods.distill.self_supervision import TaskRecipe, task_head, task_scores, views
+from attar.methods.distill.self_supervision import (
+    TaskRecipe,
+    settings_in_common,
+    task_head,
+    task_scores,
+    typed,
+    views,
+)
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.teachers import FrozenTeacher
@@ -127,18 +134,21 @@ def _right(scores: Tensor, teacher_scores: Tensor, targets: Tensor) -> dict[str,
 
 
 def _check_head(recipe: SSKDRecipe, teacher: FrozenTeacher) -> None:
+    """The teacher has a head for the recipe's task, which learned from the views that the recipe shows."""
     found = getattr(teacher.projector, "num_features_out", None)
     wanted = task_head(recipe.task, teacher.backbone.num_features).num_features_out
-    trained_for = teacher.settings.get("task", recipe.task)
-    if found is not None and trained_for != recipe.task:
-        raise RecipeError(
-            f"sskd: task={recipe.task}, and the teacher's head was trained for {trained_for}. Use -s "
-            f"task={trained_for}, or train a head: attar distill … --method sskd_teacher -s task={recipe.task}."
-        )
     if found is None:
         raise RecipeError(
             "sskd: its teacher has no self-supervised head. Train it first: attar distill SOURCE --teacher RUN "
             "--method sskd_teacher --backbone NAME (the teacher's own), then give that run as --teacher."
+        )
+    here, there = settings_in_common(recipe), teacher.settings if "task" in teacher.settings else {}
+    other = {name: there[name] for name, own in here.items() if name in there and typed(there[name]) != typed(own)}
+    if other:
+        own, its = ([f"{name}={typed(given[name])}" for name in other] for given in (here, other))
+        raise RecipeError(
+            f"sskd: {', '.join(own)}, and the teacher's head was trained for {', '.join(its)}. Use -s "
+            f"{' -s '.join(its)}, or train a head: attar distill … --method sskd_teacher -s {' -s '.join(own)}."
         )
     if found != wanted:
         raise RecipeError(

@@ -39,7 +39,7 @@ from torch import nn
 from attar.errors import RecipeError
 from attar.losses import cosine_margin
 from attar.methods.base import Method, Progress, Setup, StepOutput
-from attar.methods.distill.labelled import labelled_network
+from attar.methods.distill.labelled import labelled_network, require_same_network
 from attar.methods.distill.self_supervision import TaskRecipe, task_head, task_scores, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -115,12 +115,9 @@ class SSKDTeacher(Method):
 
 def _check_same(backbone: Backbone, teacher: FrozenTeacher, setup: Setup) -> None:
     """The run's network and its input are the teacher's."""
-    given, wanted = ((s.name, s.stem, s.channels) for s in (backbone.spec, teacher.backbone.spec))
-    if given != wanted:
-        raise RecipeError(
-            f"sskd_teacher: it trains a head on the teacher's own network; give --backbone {wanted[0]}"
-            f"{' --stem ' + wanted[1] if wanted[1] != 'standard' else ''} (here {given[0]}, stem {given[1]})."
-        )
+    require_same_network(
+        "sskd_teacher", backbone, teacher.backbone, why="it trains a head on the teacher's own network"
+    )
     if setup.image != teacher.image:
         raise RecipeError(
             f"sskd_teacher: the teacher takes images of {teacher.image.size} pixels in its own normalisation; "
