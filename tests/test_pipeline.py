@@ -169,6 +169,18 @@ def test_an_argument_that_is_missing_is_found_before_anything_runs(tmp_path):
         ({"name": "b", "pretrain": {**TRAINING, "settings": {"temperature": -1}}}, "temperature=-1.0 is not accepted"),
         ({"name": "b", "distill": {**TRAINING, "teacher": "teecher"}}, "unknown stage, folder or network 'teecher'"),
         ({"evaluate": {"run": "teacher", "labelled": "digits", "protocols": "knnn"}}, "unknown protocol 'knnn'"),
+        (
+            {
+                "evaluate": {
+                    "run": "teacher",
+                    "labelled": "digits",
+                    "protocols": "retrieval",
+                    "label_noise": "symmetric:0.4",
+                }
+            },
+            "--label-noise would be ignored: retrieval",
+        ),
+        ({"export": {"run": "teacher", "exits": True, "format": "int8"}}, "--exits is one ONNX graph"),
         ({"report": {"runs": ["teecher"]}}, "teecher is no earlier stage and no folder; earlier: teacher"),
         ({"name": "b", "pretrain": {**TRAINING, "source": ["a", "b"]}}, "give one folder, file or name"),
         ({"name": "b", "pretrain": {**TRAINING, "source": "nowhere/"}}, "stage 2: no such file or folder: nowhere"),

@@ -425,7 +425,7 @@ def doctor(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder; with --out also a name or NAME@FILE.")],
     format: Annotated[str, typer.Option("--format", help="onnx, safetensors, timm, int8 or packed.")] = "onnx",
     classifier: Annotated[
         bool, typer.Option("--classifier", help="Class scores beside the features, by the run's own classifier.")

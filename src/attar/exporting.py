@@ -216,7 +216,10 @@ def export_backbone(
             result = _export_packed(encoder, image, out, provenance or {})
         else:
             result = _export_weights(encoder, format, out)
-        return result if classifier is None else _with_classifier(result, classifier)
+        if classifier is None:
+            _classifier_beside(out).unlink(missing_ok=True)  # of an earlier export; it does not belong to these weights
+            return result
+        return _with_classifier(result, classifier)
     require_onnx()
     require_one_file(encoder)
     if format == "onnx":
@@ -234,12 +237,16 @@ def _export_weights(encoder: Encoder, format: str, out: Path) -> ExportResult:
 
 def _with_classifier(result: ExportResult, classifier: Classifier) -> ExportResult:
     """The same with a second file, of the classifier's weights, and what loads it."""
-    path = result.path.with_suffix(".classifier.safetensors")
+    path = _classifier_beside(result.path)
     head = classifier.head.cpu().float()
     _save_weights(head.state_dict(), path, metadata={"classes": json.dumps(list(classifier.classes))})
     number = result.num_parameters + sum(p.numel() for p in head.parameters())
     snippet = _with_classes(result.snippet, classifier, path)
     return replace(result, classifier=path, num_parameters=number, snippet=snippet)
+
+
+def _classifier_beside(out: Path) -> Path:
+    return out.with_name(f"{out.name.removesuffix('.safetensors')}.classifier.safetensors")
 
 
 def _save_weights(state: dict[str, Tensor], out: Path, *, metadata: dict[str, str] | None = None) -> None:

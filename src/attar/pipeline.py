@@ -157,7 +157,10 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
                 stage.arguments.get("protocols", ("knn",)),
                 stage.arguments.get("device", "auto"),
                 stage.arguments.get("precision", "auto"),
+                stage.arguments.get("label_noise"),
             )
+        elif stage.kind == "export":
+            stages.check_export(**stage.arguments)
     except AttarError as error:
         raise type(error)(f"{where}: {error}") from None
 

@@ -315,7 +315,7 @@ def evaluate(
     from attar.models.saved import load_backbone
 
     folder = RunFolder(Path(run))
-    check_evaluation(protocols, device, precision)
+    check_evaluation(protocols, device, precision, label_noise)
     size = _size_for(run, labelled, labels=labels or "auto", cache=cache, workers=workers, progress=progress)
     backbone, image, provenance = load_backbone(run, image_size=size)
     classifier = _classifier_of(run)
@@ -357,23 +357,24 @@ def evaluate(
     return result
 
 
-def check_evaluation(protocols: Sequence[str], device: str, precision: str) -> None:
+def check_evaluation(protocols: Sequence[str], device: str, precision: str, label_noise: str | None = None) -> None:
     """What the request of an evaluation alone shows to be wrong, before images are decoded."""
-    from attar.evaluation.protocols import parse_protocol
+    from attar.evaluation.protocols import check_label_noise, parse_protocol
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
 
-    for protocol in protocols:
-        parse_protocol(protocol)
+    check_label_noise([parse_protocol(protocol) for protocol in protocols], label_noise)
     choose_precision(precision, choose_device(device))
 
 
 def _size_for(run: str | Path, source: Any, **reading: Any) -> int | None:
-    """HOG and pixels have no size that they were trained for: that of the images, 224 at most. None for all others."""
+    """HOG, pixels and files of weights that nobody published do not say what size they are for: that of the images, 224
+    at most. None for all others."""
     from attar.data.load import load_images
     from attar.models.handcrafted import NAMES
+    from attar.models.weights_file import has_no_size
 
-    if str(run) not in NAMES:
+    if str(run) not in NAMES and not has_no_size(run):
         return None
     return min(load_images(source, image_size=224, **reading).canvas_size, 224)
 
@@ -567,10 +568,10 @@ def export(
     if classifier and own is None:
         raise RecipeError(
             f"--classifier: {run} kept no classifier. Runs that were trained with one have it (methods with labels, "
-            "see attar methods); train one on this run by method finetune (--init), or export its features alone."
+            "see attar methods; NAME@FILE drops the file's); train one by method finetune (--init), or export the "
+            "features alone."
         )
-    if exits:
-        _check_exits_alone(format, classifier, calibration)
+    check_export(format=format, classifier=classifier, exits=exits, calibration=calibration)
     images = calibration
     if calibration is not None:
         images = load_images(
@@ -605,7 +606,12 @@ def export(
     return result
 
 
-def _check_exits_alone(format: str, classifier: bool, calibration: Any) -> None:
+def check_export(
+    *, format: str = "onnx", classifier: bool = False, exits: bool = False, calibration: Any = None, **_: Any
+) -> None:
+    """What the request of an export alone shows to be wrong."""
+    if not exits:
+        return
     if format != "onnx":
         raise RecipeError(f"--exits is one ONNX graph; it cannot be {format}. Leave out --format {format}, or --exits.")
     for given, option, why in (

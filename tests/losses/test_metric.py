@@ -60,6 +60,21 @@ def test_centres_step_towards_the_mean_by_the_share_of_rows_and_one():
     torch.testing.assert_close(steps, torch.stack(slow))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_centres_against_a_slow_loop(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, centres = torch.randn(5, 7, generator=generator).to(dtype), torch.randn(3, 7, generator=generator)
+    labels = [0, 2, 0, 0, 2]
+    wanted = torch.zeros(3, 7)
+    for j in range(3):
+        rows = [x[i].float() - centres[j] for i in range(5) if labels[i] == j]
+        for row in rows:
+            wanted[j] += row / (1 + len(rows))
+    steps = center_steps(x, torch.tensor(labels), centres)
+    assert steps.dtype == torch.float32
+    torch.testing.assert_close(steps, wanted)
+
+
 def test_center_of_the_class_means_is_half_the_variance():
     x = torch.tensor([[0.0], [2.0], [5.0]])
     assert center(x, torch.tensor([0, 0, 1]), torch.tensor([[1.0], [5.0]])) == pytest.approx(1 / 3)

@@ -17,7 +17,7 @@ from attar.evaluation import controls
 from attar.models.backbones import build_backbone
 from attar.models.saved import load_backbone, start_from
 from attar.models.teachers import load_teacher
-from attar.models.weights_file import name_and_file
+from attar.models.weights_file import has_no_size, name_and_file
 from attar.pipeline import read_pipeline
 from attar.train.run import RunFolder
 
@@ -212,6 +212,33 @@ def test_other_weights_and_another_name_are_another_teacher(own, tmp_path):
         load_teacher(f"{OWN}@{tmp_path / f'{file}.safetensors'}", image_size=8, channels=1).digest for file in "abc"
     ]
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_another_name_is_another_teacher(tmp_path):
+    """The same tensors under a name whose images are normalised otherwise."""
+    file = tmp_path / "a.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), file)
+    names = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
+    first, second = (load_teacher(f"{name}@{file}", image_size=32) for name in names)
+    assert first.image.mean != second.image.mean and first.digest != second.digest
+
+
+def test_a_grey_network_of_ones_own_is_measured_at_the_size_of_the_images(own, tmp_path):
+    save_file(own.network.state_dict(), tmp_path / "grey.safetensors")
+    spec = f"{OWN}@{tmp_path / 'grey.safetensors'}"
+    backbone, image, _ = load_backbone(spec)
+    assert backbone.spec.channels == image.channels == 1 and has_no_size(spec)
+    assert attar.embed(spec, "digits", out=tmp_path / "e.npz", progress=False)[0] == 1797
+    rows = attar.evaluate(spec, "digits", protocols=("knn",), controls=False, progress=False).rows
+    assert rows[0]["value"] > 0.8, "8 pixels, as an untrained network of 224 pixels would not"
+
+
+def test_positions_that_a_network_has_not_are_left_over(tmp_path):
+    file = tmp_path / "vit.pth"
+    state = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).state_dict()
+    torch.save({**state, "pos_embed": torch.ones(1, 197, 192)}, file)
+    with pytest.raises(CheckpointError, match="Left over: pos_embed"):
+        load_backbone(f"swin_tiny_patch4_window7_224@{file}", image_size=224)
 
 
 # ---- published weights that are not here ---------------------------------------------------------------------------

@@ -167,12 +167,13 @@ def run_claim(
     """Run what is missing of the experiment in `out`, then judge."""
     plan, train, held_out, out = set_up(claim.name, SIZES, size, data=data, test=test, out=out)
     experiment = _Experiment(plan, train, held_out, out, device)
-    shown = ("teacher", "student", "other", "image_size", "teacher_epochs", "epochs", "head_epochs")
+    shown = ("teacher", "student", "other", "image_size", "teacher_epochs", "epochs", "head_epochs", "batch_size")
+    stem = {} if plan.teacher_stem == "standard" else {"teacher_stem": plan.teacher_stem}
     result = ClaimResult(
         name=claim.name,
         statement=f"{claim.statement} ({claim.source})",
         data=f"{data}: {len(train)} images to train on, {len(held_out)} to measure",
-        conditions={name: getattr(plan, name) for name in shown} | {"seeds": seeds or plan.seeds},
+        conditions={name: getattr(plan, name) for name in shown} | stem | {"seeds": seeds or plan.seeds},
         arms={
             "teacher": f"teacher ({plan.teacher}), for reference",
             **{

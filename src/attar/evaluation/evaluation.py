@@ -33,7 +33,7 @@ from attar.evaluation.metrics import (
     confusion,
     metrics_for,
 )
-from attar.evaluation.protocols import PROTOCOLS, parse_protocol
+from attar.evaluation.protocols import PROTOCOLS, check_label_noise, parse_protocol
 from attar.evaluation.subject import Classifier, Outcome, Protocol, Subject, Task
 from attar.evaluation.verdict import Comparison, Findings, metric_name, verdict
 
@@ -171,9 +171,7 @@ def evaluate(
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
     check_controls(controls)
-    if label_noise is not None and not any(protocol.learns for protocol in chosen):
-        names = ", ".join(protocol.name for protocol in chosen)
-        raise RecipeError(f"--label-noise would be ignored: {names} learns from no labels; take it with linear or knn.")
+    check_label_noise(chosen, label_noise)
     seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
     if label_noise is not None:

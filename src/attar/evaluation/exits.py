@@ -92,8 +92,11 @@ def _cascade(threshold: float, scores: list[np.ndarray], costs: list[Cost], name
 
 
 def leaves_at(scores: Sequence[np.ndarray], threshold: float) -> np.ndarray:
-    """Number of the first of the exits that is sure enough, the last where none is. K times (M, N) -> (M,)."""
-    sure = np.stack([s.max(axis=1) >= threshold for s in scores])  # (K, M)
+    """Number of the first of the exits that is sure enough, the last where none is. K times (M, N) -> (M,).
+
+    Compared in float32, as what is exported does.
+    """
+    sure = np.stack([s.max(axis=1).astype(np.float32) >= np.float32(threshold) for s in scores])  # (K, M)
     sure[-1] = True
     return sure.argmax(axis=0)
 

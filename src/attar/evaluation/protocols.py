@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -46,6 +47,13 @@ def parse_protocol(text: str | Protocol) -> Protocol:
                 raise RecipeError(f"{name}: " + unknown_name("setting", current, known))
         given.setdefault(current, []).append((after if equals else item).strip())
     return _typed(kind, given)
+
+
+def check_label_noise(protocols: Sequence[Protocol], label_noise: str | None) -> None:
+    """An error where wrong labels would make no difference."""
+    if label_noise is not None and not any(protocol.learns for protocol in protocols):
+        names = ", ".join(protocol.name for protocol in protocols)
+        raise RecipeError(f"--label-noise would be ignored: {names} learns from no labels; take it with linear or knn.")
 
 
 def _typed(kind: type[Protocol], given: dict[str, list[str]]) -> Protocol:

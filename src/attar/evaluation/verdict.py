@@ -150,7 +150,7 @@ def _measured(f: Findings) -> str:
     )
     note = {
         "without labels": " Pretraining has seen these images, without labels.",
-        "with labels": " It was trained on these images with their labels; of others this says little.",
+        "with labels": " It was trained on these images, or some of them, with labels; of others this says little.",
     }.get(f.seen_in_pretraining, "")
     wrong = f" Training labels were made wrong: {f.label_noise}." if f.label_noise else ""
     return f"{measured} on {f.num_test:,} test images; chance is {_value(f, f.chance)}.{note}{wrong}"

@@ -50,6 +50,12 @@ def is_there(spec: str | Path) -> bool:
     return parts[1].exists() if parts else Path(spec).exists()
 
 
+def has_no_size(spec: str | Path) -> bool:
+    """NAME@FILE of a network that nobody published weights of, so that nothing tells what images it is for."""
+    parts = name_and_file(spec)
+    return parts is not None and _published(parts[0]) is None
+
+
 def absolute(spec: str | Path) -> str:
     """The same from any folder: a path or NAME@FILE with the file's whole path; a name as it is."""
     if parts := name_and_file(spec):
@@ -67,6 +73,8 @@ def check(name: str, path: Path) -> None:
     check_name(name)
     if name in handcrafted.NAMES:
         raise BackboneError(f"{name}@{path}: {name} has no weights; leave @{path} out.")
+    if path.is_dir():
+        raise CheckpointError(f"{name}@{path}: {path} is a folder; give a file, or of a run the folder alone.")
     if not path.is_file():
         raise CheckpointError(f"{name}@{path}: there is no file {path.absolute()}.")
     if path.suffix not in SUFFIXES:
@@ -84,12 +92,13 @@ def load_named(
     Raises:
         BackboneError, CheckpointError: as `check` and `fill`.
     """
-    import timm
-
     check(name, path)
-    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    published = _published(name)
     size = image_size or (published.input_size[-1] if published else 224)
     backbone = build_backbone(name, channels=channels or 3, image_size=size)
+    if channels is None and (held := _channels_held(backbone, path)) not in (None, 3):
+        channels = held
+        backbone = build_backbone(name, channels=channels, image_size=size)
     fill(backbone, path)
     known = bool(getattr(backbone.network, "pretrained_cfg", None))
     image = timm_image(backbone, size) if known else plain_image(size, channels or 3)
@@ -170,6 +179,21 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _published(name: str) -> Any:
+    """What timm says of the images of a network's published weights; None for others."""
+    import timm
+
+    return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+
+
+def _channels_held(backbone: Backbone, path: Path) -> int | None:
+    """Of the images of a file's network, by its first layer; None where that is no convolution of this name."""
+    wanted = backbone.network.state_dict()
+    first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), None)
+    tensor = None if first is None else _without_wrapper(read_tensors(path), wanted).get(first)
+    return tensor.shape[1] if tensor is not None and tensor.ndim == 4 else None
+
+
 def _are_tensors(held: Any) -> bool:
     if not isinstance(held, Mapping) or not held:
         return False
@@ -196,9 +220,10 @@ def _fit_input(
         given, own = state.get(name), wanted.get(name)
         if given is not None and own is not None and given.ndim == own.ndim == 4 and given.shape[1] == 3:
             state[name] = adapt_input_conv(own.shape[1], given)
-    given, grid = state.get("pos_embed"), getattr(getattr(network, "patch_embed", None), "grid_size", None)
-    if given is not None and given.ndim == 3 and grid and given.shape != wanted["pos_embed"].shape:
-        prefix = wanted["pos_embed"].shape[1] - grid[0] * grid[1]  # class tokens and registers, where these have places
+    given, own = state.get("pos_embed"), wanted.get("pos_embed")
+    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if given is not None and own is not None and given.ndim == 3 and grid and given.shape != own.shape:
+        prefix = own.shape[1] - grid[0] * grid[1]  # class tokens and registers, where these have places
         if prefix >= 0 and round((given.shape[1] - prefix) ** 0.5) ** 2 == given.shape[1] - prefix:
             state["pos_embed"] = resample_abs_pos_embed(given, list(grid), num_prefix_tokens=prefix)
 
