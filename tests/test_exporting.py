@@ -158,7 +158,7 @@ def test_other_numbers_of_channels_are_read_from_an_array(tmp_path):
 
 @pytest.mark.parametrize("difference, said", [(0.5, r"by 5\.00e-01"), (float("nan"), "by nan")])
 def test_a_network_that_differs_is_not_handed_over(grey, tmp_path, monkeypatch, difference, said):
-    monkeypatch.setattr(exporting, "_difference", lambda *a: difference)
+    monkeypatch.setattr(exporting, "difference", lambda *a: difference)
     backbone, image, _ = load_backbone(grey)
     with pytest.raises(ExportError, match=f"differs from PyTorch {said}"):
         export_backbone(backbone, image, format="onnx", out=tmp_path / "x.onnx")

@@ -266,7 +266,7 @@ def _export_packed(encoder: Encoder, image: ImageSpec, out: Path, provenance: di
         whole = len(save(encoder.backbone.state_dict()))
         again = Encoder(load_packed(temporary)[0], encoder.image).eval()
         run = lambda x: [again(torch.from_numpy(x)).numpy()]  # noqa: E731
-        parity = {batch: _difference(encoder, run, image, batch) for batch in PARITY_BATCHES}
+        parity = {batch: difference(encoder, run, image, batch) for batch in PARITY_BATCHES}
         if max(parity.values()) != 0:
             raise ExportError(f"{out}: the packed network differs from the original; nothing was written.")
     snippet = attar_snippet(out, image, encoder.num_features)
@@ -281,7 +281,7 @@ def _export_onnx(encoder: Encoder, image: ImageSpec, out: Path, classifier: Clas
         _write_onnx(encoder, network, image, temporary, classifier)
         session = open_session(temporary)
         run = lambda x: session.run(None, {"images": x})  # noqa: E731
-        parity = {batch: _difference(network, run, image, batch) for batch in PARITY_BATCHES}
+        parity = {batch: difference(network, run, image, batch) for batch in PARITY_BATCHES}
         check_parity(out, parity, encoder.backbone)
         latency = {"PyTorch": latency_of(lambda x: network(torch.from_numpy(x)), image)}
         latency["ONNX Runtime"] = latency_of(run, image)
@@ -427,7 +427,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 @torch.no_grad()
-def _difference(
+def difference(
     network: nn.Module, run: Callable[[np.ndarray], Sequence[np.ndarray]], image: ImageSpec, batch: int
 ) -> float:
     """Largest absolute difference of any output on random pixels, as a share of the output's largest value."""

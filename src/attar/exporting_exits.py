@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
@@ -28,6 +27,7 @@ from attar.exporting import (
     ExportResult,
     check_parity,
     count_parameters,
+    difference,
     hardware,
     latency_of,
     open_session,
@@ -36,7 +36,6 @@ from attar.exporting import (
     require_one_file,
     require_onnx,
     save_onnx,
-    share_of_largest,
     to_onnx,
 )
 from attar.models.backbones import Backbone
@@ -45,8 +44,11 @@ from attar.models.encoder import Encoder
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
 
     from attar.evaluation.subject import Classifier
+
+Run = Callable[[np.ndarray], list[np.ndarray]]
 
 NEVER = 2.0  # a threshold that no probability reaches
 
@@ -100,11 +102,10 @@ def export_exits(
         session = open_session(temporary)
         parity, latency = dict.fromkeys(PARITY_BATCHES, 0.0), {}
         for number, (cut, own) in enumerate((*exits.values(), (backbone, classifier)), 1):
-            alone = np.array([NEVER if k < number else 0 for k in range(1, len(names))], np.float32)
-            run = lambda x, t=alone: session.run(None, {"images": x, "thresholds": t})  # noqa: E731
+            run = _alone(session, number, len(exits))
             single = nn.Sequential(Encoder(cut, image), own.head).cpu().float().eval()
             for batch in PARITY_BATCHES:
-                parity[batch] = float(np.maximum(parity[batch], _difference(single, run, image, batch, number)))
+                parity[batch] = float(np.maximum(parity[batch], difference(single, run, image, batch)))
             latency[f"ONNX Runtime, {names[number - 1]}"] = latency_of(run, image)
         check_parity(out, parity, backbone)
     return ExportResult(
@@ -119,17 +120,19 @@ def export_exits(
     )
 
 
-@torch.no_grad()
-def _difference(
-    single: nn.Module, run: Callable[[np.ndarray], Sequence[np.ndarray]], image: ImageSpec, batch: int, number: int
-) -> float:
-    """Of the exit of this number, run alone, to the network of its own."""
-    generator = torch.Generator().manual_seed(batch)
-    pixels = torch.rand(batch, image.channels, image.size, image.size, generator=generator)
-    logits, left_at = run(pixels.numpy())
-    if (left_at != number).any():
-        raise ExportError(f"the exported network left at exits {left_at.tolist()} where exit {number} was asked for.")
-    return share_of_largest(logits, single(pixels).numpy())
+def _alone(session: onnxruntime.InferenceSession, number: int, num_early: int) -> Run:
+    """The exit of this number for every image: pixels -> its logits, the only output."""
+    thresholds = np.array([NEVER if k < number else 0 for k in range(1, num_early + 1)], np.float32)
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        logits, left_at = session.run(None, {"images": pixels, "thresholds": thresholds})
+        if (left_at != number).any():
+            raise ExportError(
+                f"the exported network left at exits {left_at.tolist()} where exit {number} was asked for."
+            )
+        return [logits]
+
+    return run
 
 
 # ---- a graph with an output for each exit -> what follows an exit inside an If ---------------------------------------

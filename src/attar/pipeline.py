@@ -341,7 +341,8 @@ def _carry_out(stage: Stage, arguments: dict[str, Any]) -> Any:
 def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
     """Digests of what a stage reads that no stage made: images by their listing, runs by their weights."""
     from attar.data.sources import open_source
-    from attar.models.weights_file import digest_of, name_and_file
+    from attar.models.saved import file_digest
+    from attar.models.weights_file import name_and_file
 
     found = []
     for key in _SOURCES:
@@ -355,7 +356,7 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
         if item not in names and weights.is_file():
             found.append(hashlib.sha256(weights.read_bytes()).hexdigest())
         elif item not in names and (parts := name_and_file(item)):
-            found.append(digest_of(parts[1]))
+            found.append(file_digest(parts[1]))
     return found
 
 

@@ -563,6 +563,7 @@ def export(
     from attar.exporting_exits import export_exits
     from attar.models.saved import load_backbone
 
+    check_export(format=format, classifier=classifier, exits=exits, calibration=calibration)
     backbone, image, provenance = load_backbone(run)
     own = _classifier_of(run)
     if classifier and own is None:
@@ -571,7 +572,6 @@ def export(
             "see attar methods; NAME@FILE drops the file's); train one by method finetune (--init), or export the "
             "features alone."
         )
-    check_export(format=format, classifier=classifier, exits=exits, calibration=calibration)
     images = calibration
     if calibration is not None:
         images = load_images(

@@ -30,7 +30,7 @@ from attar.data.images import Images, ImageSpec
 from attar.errors import AttarError, CheckpointError, RecipeError
 from attar.models.backbones import LAYER_NAMES
 from attar.models.layers import LayerFeatures, laid_out
-from attar.models.saved import load_backbone, save_backbone
+from attar.models.saved import file_digest, load_backbone, save_backbone
 from attar.models.teachers import FrozenTeacher, cache_answers, renormalised
 from attar.views.augmentation import CentreView
 
@@ -238,7 +238,7 @@ class Clusters:
             "settings": asdict(self.settings),
             "numbers": self.numbers,
             "teacher": {"name": self.teacher.name, "digest": self.teacher.digest},
-            "sha256": hashlib.sha256((folder / "clusters.npz").read_bytes()).hexdigest(),
+            "sha256": file_digest(folder / "clusters.npz"),
         }
         (folder / "clusters.json").write_text(json.dumps(about, indent=1))
         save_backbone(folder, self.teacher.backbone, self.teacher.image, provenance={"clusters_of": self.teacher.name})
@@ -386,7 +386,7 @@ def load_clusters(folder: str | Path, *, name: str = "") -> Clusters:
         network, digest, numbers = about["teacher"], about["sha256"], about["numbers"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'clusters.json'} is not a description of clusters: {error}") from error
-    if hashlib.sha256((folder / "clusters.npz").read_bytes()).hexdigest() != digest:
+    if file_digest(folder / "clusters.npz") != digest:
         raise CheckpointError(f"{folder / 'clusters.npz'} is not what was saved; restore it from a copy.")
     with np.load(folder / "clusters.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}

@@ -145,7 +145,7 @@ def saved_digest(spec: str | Path) -> str:
 
     if parts := weights_file.name_and_file(spec):
         weights_file.check(*parts)
-        return weights_file.digest_of(parts[1])
+        return file_digest(parts[1])
     folder = Path(spec)
     description = folder / "backbone.json"
     if not description.is_file():
@@ -204,7 +204,7 @@ def classes_of(folder: Path) -> tuple[str, ...]:
 
 
 def _load_weights(path: Path, module: nn.Module, digest: str) -> None:
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if path.is_file() and file_digest(path) != digest:
         raise CheckpointError(
             f"{path} is not what was saved: its digest differs from the description beside it. Restore it from a copy."
         )
@@ -229,11 +229,20 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "") if names else "none"
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file, read in parts."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _save_weights(path: Path, module: nn.Module) -> str:
     """Write beside, then rename; returns the file's digest."""
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}, temporary)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    digest = file_digest(temporary)
     os.replace(temporary, path)
     return digest
 

@@ -6,7 +6,6 @@ besides. Nothing in it is executed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from attar.data.images import ImageSpec
 from attar.errors import BackboneError, CheckpointError
 from attar.models import handcrafted
 from attar.models.backbones import Backbone, build_backbone, check_name
-from attar.models.saved import check_coverage, plain_image, timm_image
+from attar.models.saved import check_coverage, file_digest, plain_image, timm_image
 
 logger = logging.getLogger("attar")
 
@@ -96,10 +95,11 @@ def load_named(
     published = _published(name)
     size = image_size or (published.input_size[-1] if published else 224)
     backbone = build_backbone(name, channels=channels or 3, image_size=size)
-    if channels is None and (held := _channels_held(backbone, path)) not in (None, 3):
-        channels = held
+    held = read_tensors(path)
+    if channels is None and (own := _channels_held(backbone, held)) not in (None, 3):
+        channels = own
         backbone = build_backbone(name, channels=channels, image_size=size)
-    fill(backbone, path)
+    _fill(backbone, held, path)
     known = bool(getattr(backbone.network, "pretrained_cfg", None))
     image = timm_image(backbone, size) if known else plain_image(size, channels or 3)
     logger.info(
@@ -111,7 +111,7 @@ def load_named(
         ", ".join(f"{value:.3g}" for value in image.std),
         f"what timm says of {name}" if known else "the usual ones",
     )
-    return backbone.eval(), image, {"name": name, "file": str(path.absolute()), "sha256": digest_of(path)}
+    return backbone.eval(), image, {"name": name, "file": str(path.absolute()), "sha256": file_digest(path)}
 
 
 def fill(backbone: Backbone, path: Path) -> None:
@@ -122,9 +122,13 @@ def fill(backbone: Backbone, path: Path) -> None:
     Raises:
         CheckpointError: not a file of tensors; tensors that are missing, left over, or of other shapes.
     """
+    _fill(backbone, read_tensors(path), path)
+
+
+def _fill(backbone: Backbone, held: dict[str, Tensor], path: Path) -> None:
     network = backbone.network
     wanted = network.state_dict()
-    found = _without_wrapper(read_tensors(path), wanted)
+    found = _without_wrapper(held, wanted)
     config: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     heads = tuple(f"{name}." for name in _listed(config.get("classifier")))
     state = {n: t for n, t in found.items() if n in wanted or not (heads and n.startswith(heads))}
@@ -170,15 +174,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(next(iter(parts.values())))
 
 
-def digest_of(path: Path) -> str:
-    """sha256 of a file, read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def _published(name: str) -> Any:
     """What timm says of the images of a network's published weights; None for others."""
     import timm
@@ -186,11 +181,11 @@ def _published(name: str) -> Any:
     return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 
-def _channels_held(backbone: Backbone, path: Path) -> int | None:
+def _channels_held(backbone: Backbone, held: dict[str, Tensor]) -> int | None:
     """Of the images of a file's network, by its first layer; None where that is no convolution of this name."""
     wanted = backbone.network.state_dict()
     first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), None)
-    tensor = None if first is None else _without_wrapper(read_tensors(path), wanted).get(first)
+    tensor = None if first is None else _without_wrapper(held, wanted).get(first)
     return tensor.shape[1] if tensor is not None and tensor.ndim == 4 else None
 
 

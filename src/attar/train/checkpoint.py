@@ -10,7 +10,6 @@ A full disk or a kill at any moment therefore leaves a complete checkpoint. Noth
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from attar.errors import CheckpointError
+from attar.models.saved import file_digest
 
 FORMAT = "attar.checkpoint/1"
 
@@ -108,14 +108,6 @@ def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None
             f"{where} belongs to another run ({pairs}). Resume with the settings of its recipe.yaml, or choose another "
             "--out."
         )
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _point(folder: Path, name: str) -> None:
