@@ -444,7 +444,7 @@ def _control(entry: Entry, bench: _Bench) -> None:
         return _measure(entry, model, image, PROTOCOLS, bench)
     fitted, measured, classes = prepare(bench.train, bench.held_out, seed=0)
     task = Task(fitted, measured, classes, entry.seed, choose_device(bench.device), "auto", 256, False)
-    chosen = random_init(Subject("model", model, image, task))
+    (chosen,) = random_init(Subject("model", model, image, task))
     more = (FINETUNE,) if name in bench.finetuned else ()
     return _measure(entry, chosen.backbone, image, (*PROTOCOLS, *more), bench)
 

@@ -158,6 +158,8 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
                 stage.arguments.get("device", "auto"),
                 stage.arguments.get("precision", "auto"),
                 stage.arguments.get("label_noise"),
+                controls if isinstance(controls := stage.arguments.get("controls"), list) else (),
+                stage.arguments.get("num_untrained", 1),
             )
         elif stage.kind == "export":
             stages.check_export(**stage.arguments)

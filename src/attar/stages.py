@@ -283,6 +283,7 @@ def evaluate(
     controls: bool | Sequence[str] = True,
     labels: str | None = None,
     label_noise: str | None = None,
+    num_untrained: int = 5,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -305,6 +306,7 @@ def evaluate(
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
         label_noise: "symmetric:0.4", "asymmetric:0.4": make a share of the labels that probes learn from wrong.
+        num_untrained: networks of random_init; each is measured like the run, so fewer are faster (finetune).
 
     Returns:
         rows {protocol, metric, value, low, high, settings, subject} and a verdict in words.
@@ -315,7 +317,8 @@ def evaluate(
     from attar.models.saved import load_backbone
 
     folder = RunFolder(Path(run))
-    check_evaluation(protocols, device, precision, label_noise)
+    wanted = CONTROLS if controls is True else tuple(controls or ())
+    check_evaluation(protocols, device, precision, label_noise, wanted, num_untrained)
     size = _size_for(run, labelled, labels=labels or "auto", cache=cache, workers=workers, progress=progress)
     backbone, image, provenance = load_backbone(run, image_size=size)
     classifier = _classifier_of(run)
@@ -335,7 +338,7 @@ def evaluate(
         train,
         held_out,
         protocols=tuple(protocols),
-        controls=CONTROLS if controls is True else tuple(controls or ()),
+        controls=wanted,
         teacher=taught_by and taught_by[:2],
         classifier=classifier,
         teacher_classifier=taught_by and taught_by[2],
@@ -344,6 +347,7 @@ def evaluate(
         device=device,
         precision=precision,
         label_noise=label_noise,
+        num_untrained=num_untrained,
         trained_on=data.get("source_digest") or data.get("digest"),
         trained_with_labels=data.get("labels_digest") is not None,
         omitted=omitted,
@@ -357,12 +361,21 @@ def evaluate(
     return result
 
 
-def check_evaluation(protocols: Sequence[str], device: str, precision: str, label_noise: str | None = None) -> None:
+def check_evaluation(
+    protocols: Sequence[str],
+    device: str,
+    precision: str,
+    label_noise: str | None = None,
+    controls: Sequence[str] = (),
+    num_untrained: int = 1,
+) -> None:
     """What the request of an evaluation alone shows to be wrong, before images are decoded."""
+    from attar.evaluation.controls import check_controls
     from attar.evaluation.protocols import check_label_noise, parse_protocol
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
 
+    check_controls(controls, num_untrained)
     check_label_noise([parse_protocol(protocol) for protocol in protocols], label_noise)
     choose_precision(precision, choose_device(device))
 

@@ -10,7 +10,7 @@ from attar.errors import RecipeError
 from attar.evaluation import controls
 from attar.evaluation.controls import (
     Omitted,
-    build_controls,
+    build_control,
     cached_weights,
     calibrate_batchnorm,
     check_controls,
@@ -33,9 +33,8 @@ def model(striped, spec):
 
 def test_every_control_is_built_and_measured_on_the_same_task(model):
     m = model()
-    m.teacher = Subject("teacher", build_backbone("resnet8", channels=3, image_size=16), m.image, m.task)
-    built = list(build_controls(("random_init", "pixels", "hog"), m))
-    assert [s.name for s in built] == ["random_init", "pixels", "hog", "teacher"]
+    built = [s for name in ("random_init", "pixels", "hog") for s in build_control(name, m, num_untrained=2)]
+    assert [s.name for s in built] == ["random_init", "random_init", "pixels", "hog"]
     assert all(s.task is m.task for s in built)
     assert all(len(s.train) == 40 for s in built)
 
@@ -43,27 +42,28 @@ def test_every_control_is_built_and_measured_on_the_same_task(model):
 def test_random_init_is_the_same_network_with_other_weights_fixed_by_the_seed(model):
     weights = lambda s: torch.cat([p.detach().flatten() for p in s.backbone.parameters()])  # noqa: E731
     m = model()
-    first, again, other = random_init(m), random_init(model()), random_init(model(seed=1))
+    (first, second), (again,), (other,) = random_init(m, 2), random_init(model()), random_init(model(seed=1))
     assert first.backbone.spec.name == m.backbone.spec.name
     assert weights(first).shape == weights(m).shape
     assert (weights(first) == weights(again)).all()
     assert (weights(first) != weights(m)).any()
-    assert (weights(first) != weights(other)).any()
+    assert (weights(first) != weights(second)).any()
+    assert (weights(second) == weights(other)).all(), "the seeds after the task's"
 
 
 def test_random_init_takes_the_statistics_that_make_it_stronger(model, monkeypatch):
     tried = []
     monkeypatch.setattr("attar.train.health.online_knn", lambda values, labels: tried.append(values) or len(tried) == 1)
-    assert random_init(model()).settings == {"batchnorm": "measured on 40 training images"}
+    assert [s.settings for s in random_init(model(), 2)] == [{"batchnorm": "measured on 40 training images"}] * 2
+    assert len(tried) == 2, "the first network decides for all"
     assert (tried[0] != tried[1]).any()
-    tried[:] = [0] * 2
     monkeypatch.setattr("attar.train.health.online_knn", lambda values, labels: tried.append(values) or len(tried) == 4)
-    assert random_init(model()).settings == {"batchnorm": "as initialised"}
+    assert [s.settings for s in random_init(model(), 2)] == [{"batchnorm": "as initialised"}] * 2
 
 
 @pytest.mark.parametrize("name", ["lightness_resnet8", "lab_resnet8"])
 def test_random_init_sees_the_true_lab_of_the_images(model, spec, name):
-    twin = random_init(model(name)).backbone.network
+    twin = next(random_init(model(name))).backbone.network
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
     torch.testing.assert_close(twin.lab((pixels - mean) / std), rgb_to_lab(pixels), atol=0.01, rtol=0)
@@ -72,7 +72,7 @@ def test_random_init_sees_the_true_lab_of_the_images(model, spec, name):
 def test_random_init_does_not_touch_the_global_generator(model):
     m = model()
     before = torch.random.get_rng_state()
-    random_init(m)
+    list(random_init(m, 2))
     assert (torch.random.get_rng_state() == before).all()
 
 
@@ -93,16 +93,20 @@ def test_pixels_and_hog_look_at_thumbnails(model, spec):
 
     m = model()
     m.image = replace(spec, size=128)
-    pixels, hog = build_controls(("pixels", "hog"), m)
+    (pixels,), (hog,) = build_control("pixels", m), build_control("hog", m)
     assert (pixels.image.size, hog.image.size) == (32, 64)
     assert pixels.settings == {"image_size": 32}
 
 
 def test_what_cannot_be_built_is_named_with_its_reason(model):
-    built = list(build_controls(("random_init", "pixels", "pretrained"), model("pixels")))
-    assert built[0] == ("random_init", "the model has no weights")
-    assert built[1] == ("pixels", "it is the model itself")
-    assert built[2] == ("pretrained", "no published weights of this network are on this machine")
+    reasons = {
+        "random_init": "the model has no weights",
+        "pixels": "it is the model itself",
+        "pretrained": "no published weights of this network are on this machine",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(Omitted, match=reason):
+            list(build_control(name, model("pixels")))
 
 
 def test_the_pretrained_twin_is_never_downloaded(monkeypatch, tmp_path):
@@ -135,4 +139,6 @@ def test_the_pretrained_twin_takes_its_own_normalisation(model, monkeypatch):
 
 def test_unknown_controls_are_an_error():
     with pytest.raises(RecipeError, match=r"unknown control 'pixel'. Did you mean pixels\?"):
-        check_controls(("pixel",))
+        check_controls(("pixel",), 5)
+    with pytest.raises(RecipeError, match="0 untrained networks are not accepted; give 1 or more"):
+        check_controls((), 0)

@@ -33,7 +33,8 @@ def test_rows_follow_the_schema(evaluation):
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         assert row["settings"]["num_test"] == 40
         assert row["settings"]["num_train"] == 60
-        assert row["settings"]["interval"] == "bootstrap, 200 resamples"
+        drawn = "; t, 5 networks" if row["subject"] == "random_init" else ""
+        assert row["settings"]["interval"] == f"bootstrap, 200 resamples{drawn}"
     found = {(r["protocol"], r["metric"], r["subject"]) for r in saved["rows"]}
     assert found == {
         (p, m, s)
@@ -82,6 +83,31 @@ def test_details_hold_what_a_report_draws(evaluation):
     assert np.trace(details["confusion"]) / 40 == pytest.approx(right)
     assert details["probability"] == pytest.approx(np.max(details["scores"], axis=1), abs=1e-4)
     assert details["omitted"] == {"pretrained": "no published weights of this network are on this machine"}
+
+
+def test_random_initialisation_is_the_mean_of_several_networks_and_their_spread_counts(make_images, spec, network):
+    rng = np.random.default_rng(0)
+    train, test = (make_images(rng.integers(0, 255, (n, 16, 16, 3), np.uint8), np.arange(n) % 2) for n in (60, 80))
+
+    def of(metric, **changed):
+        arguments = dict(controls=("random_init",), protocols=("few_shot:5,num_seeds=3", "knn"), **QUIET) | changed
+        result = evaluate(network, spec, train, test, **arguments)
+        rows = [r for r in result.rows if r["subject"] == "random_init" and r["metric"] == metric]
+        return rows, [c for c in result.details["comparisons"] if c["metric"] == metric]
+
+    single = [of("roc_auc", num_untrained=1, seed=seed)[0][1]["value"] for seed in range(3)]
+    rows, compared = of("roc_auc", num_untrained=3)
+    assert rows[1]["settings"]["networks"] == pytest.approx(single)
+    assert rows[1]["value"] == pytest.approx(np.mean(single))
+    assert rows[1]["settings"]["batchnorm"], "what they share is said"
+    for row, comparison in zip(rows, compared):
+        networks = row["settings"]["networks"]
+        assert comparison["networks"] == networks and len(networks) == 3 and np.std(networks) > 0
+        margin = 4.303 * np.std(networks, ddof=1) * (4 / 3) ** 0.5
+        assert comparison["difference"] - comparison["low"] > margin
+        assert comparison["high"] - comparison["difference"] > margin
+    alone, compared = of("roc_auc", num_untrained=1)
+    assert "networks" not in alone[0]["settings"] and compared[0]["networks"] == []
 
 
 def test_intervals_of_differences_hold_the_differences(evaluation):

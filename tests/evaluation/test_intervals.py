@@ -6,7 +6,15 @@ from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from attar.evaluation import intervals
-from attar.evaluation.intervals import bootstrap_interval, paired_interval, resampled, resamples, seeds_interval
+from attar.evaluation.intervals import (
+    bootstrap_interval,
+    next_draw_margin,
+    paired_interval,
+    resampled,
+    resamples,
+    seeds_interval,
+    widened,
+)
 
 
 def scored(n, num_classes, seed=0, gain=0.3, decimals=None):
@@ -125,3 +133,17 @@ def test_seeds_interval_equals_the_t_table():
     low, high = seeds_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     half = 2.776 * np.std([1, 2, 3, 4, 5], ddof=1) / 5**0.5
     assert (low, high) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+
+
+def test_one_more_draw_lies_within_its_margin_19_times_of_20():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.8, 0.02, (4000, 6))
+    above = [next_ - np.mean(seen) > next_draw_margin(seen) for *seen, next_ in draws]
+    assert np.mean(above) == pytest.approx(0.025, abs=0.008)
+    assert next_draw_margin([1.0, 2.0, 3.0]) == pytest.approx(4.303 * (4 / 3) ** 0.5, abs=1e-3)
+    assert next_draw_margin([0.7]) == 0
+
+
+def test_two_sources_of_error_add_in_quadrature_on_each_side():
+    assert widened(0.5, 0.5 - 0.03, 0.5 + 0.05, 0.12) == pytest.approx((0.5 - 0.1236932, 0.5 + 0.13))
+    assert widened(0.5, 0.4, 0.7, 0.0) == (0.4, 0.7)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from attar.evaluation.verdict import NO_WEIGHTS, Comparison, Findings, verdict
@@ -29,12 +31,26 @@ def test_better_than_every_control():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"), [(-0.05, -0.01, "is worse than"), (-0.02, 0.03, "cannot be told from")]
+    ("low", "high", "words"),
+    [
+        (-0.05, -0.01, "NO GAIN: training has not helped. The model is worse than"),
+        (-0.02, 0.03, "NO GAIN: the model cannot be told from"),
+    ],
 )
 def test_no_gain_over_random_comes_first(low, high, words):
     text = verdict(findings(against("random_init", 0.8, low, high), PIXELS, HOG))
-    assert text.startswith(f"NO GAIN: training has not helped. The model {words} the same network at random")
+    assert text.startswith(f"{words} the same network at random initialisation.")
     assert "Next: train longer" in text and "two views" not in text, "many methods have one"
+
+
+def test_what_untrained_networks_differ_by_is_said():
+    five = replace(against("random_init", 0.79, -0.02, 0.04), networks=(0.78, 0.8, 0.79, 0.81, 0.77))
+    text = verdict(findings(five, PIXELS, num_test=500))
+    assert "random initialisation: 79.0 % (mean of 5, 77.0 % to 81.0 %); the model is not" in text
+    assert "random initialisation allows for what such networks differ by (5 drawn)." in text
+    assert "Next: untrained networks alone lie 4.0 points apart: train with other seeds too" in text
+    assert "test images would settle" not in text, "the networks' spread would stay"
+    assert "Only one random initialisation was drawn" in verdict(findings(RANDOM, PIXELS))
 
 
 def test_no_gain_over_pixels_is_said_although_random_is_beaten():

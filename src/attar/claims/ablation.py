@@ -293,6 +293,7 @@ def measure(
         test=held_out,
         protocols=protocols,
         controls=("random_init",) if untrained else (),
+        num_untrained=1,
         seed=seed,
         device=device,
         progress=False,

@@ -240,6 +240,7 @@ def run_layers(
             test=held_out,
             protocols=(f"layers:{plan.values}",),
             controls=("random_init",),
+            num_untrained=1,
             seed=seed,
             device=device,
             progress=False,

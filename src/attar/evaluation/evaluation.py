@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,16 @@ from attar.data.images import Images, ImageSpec
 from attar.data.label_noise import with_label_noise
 from attar.data.splits import stratified_split
 from attar.errors import DataError, RecipeError
-from attar.evaluation.controls import build_controls, check_controls
+from attar.evaluation.controls import NUM_UNTRAINED, Omitted, build_control, check_controls
 from attar.evaluation.intervals import (
     bootstrap_interval,
+    next_draw_margin,
     paired_interval,
     resampled,
     resampled_mean,
     resamples,
     seeds_interval,
+    widened,
 )
 from attar.evaluation.metrics import (
     FEW_CLASSES,
@@ -138,6 +140,7 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 256,
     num_resamples: int = 1000,
+    num_untrained: int = NUM_UNTRAINED,
     label_noise: str | None = None,
     trained_on: str | None = None,
     trained_with_labels: bool = False,
@@ -155,6 +158,8 @@ def evaluate(
         classifier, teacher_classifier: what these were trained with, for the protocol of that name.
         exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
+        num_untrained: networks of random_init; their values are averaged, and how much they differ widens intervals.
+            Of a single one that is not known.
         label_noise: "symmetric:0.4", "asymmetric:0.4": what probes learn from is wrong for such a share of each class;
             what is measured on is never touched.
         omitted: what the caller could not bring, and why; the verdict names it.
@@ -170,7 +175,7 @@ def evaluate(
     chosen = [parse_protocol(p) for p in protocols]
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
-    check_controls(controls)
+    check_controls(controls, num_untrained)
     check_label_noise(chosen, label_noise)
     seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
@@ -186,13 +191,15 @@ def evaluate(
     }
     if teacher is not None:
         model.teacher = Subject("teacher", *teacher, task, classifier=teacher_classifier)
-    measured.add(model, chosen)
+    measured.add([model], chosen)
     health = _health(model)
-    for control in build_controls(controls, model):
-        if isinstance(control, Subject):
-            measured.add(control, chosen)
-        else:
-            measured.omitted[control[0]] = control[1]
+    for control in controls:
+        try:
+            measured.add(build_control(control, model, num_untrained=num_untrained), chosen)
+        except Omitted as reason:
+            measured.omitted[control] = str(reason)
+    if model.teacher is not None:
+        measured.add([model.teacher], chosen)
     how = "with labels" if trained_with_labels else "without labels"
     return _conclude(measured, health, how if seen else "", label_noise or "")
 
@@ -269,71 +276,101 @@ class _Measured:
     omitted: dict[str, str] = field(default_factory=dict)
     model_scores: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     telling_metric: dict[tuple[str, str], str] = field(default_factory=dict)
-    _model: dict[tuple[str, str, str], tuple[list[float], np.ndarray | None]] = field(default_factory=dict)
+    _model: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.metrics, self.undefined = metrics_for(self.task.test_labels, self.task.num_classes)
 
-    def add(self, subject: Subject, protocols: Sequence[Protocol]) -> None:
-        for protocol in protocols:
-            reason = protocol.reason_to_skip(subject)
-            if reason is not None:
-                if reason:
-                    self.omitted[f"{protocol.name} of {subject.name}"] = reason
-                continue
-            for outcome in protocol.run(subject):
-                given = protocol.given(without=protocol.bare if outcome.variant else "")
-                outcome = replace(outcome, variant=", ".join(filter(None, (outcome.variant, given))))
-                metrics = [*protocol.metrics(self.metrics), *outcome.by_image]
-                if subject.name == "model":
-                    self.model_scores[protocol.name, outcome.variant] = outcome.scores[0]
-                    self.telling_metric[protocol.name, outcome.variant] = metrics[0]
-                for metric in metrics:
-                    self._add_value(subject, protocol.name, outcome, metric)
+    def add(self, subjects: Iterable[Subject], protocols: Sequence[Protocol]) -> None:
+        """Measure one line of the table: a network, or several draws of it."""
+        found: dict[tuple[int, str], list[Outcome]] = {}
+        name = ""
+        for subject in subjects:
+            name = subject.name
+            for number, protocol in enumerate(protocols):
+                reason = protocol.reason_to_skip(subject)
+                if reason is not None:
+                    if reason:
+                        self.omitted[f"{protocol.name} of {name}"] = reason
+                    continue
+                for outcome in protocol.run(subject):
+                    given = protocol.given(without=protocol.bare if outcome.variant else "")
+                    variant = ", ".join(filter(None, (outcome.variant, given)))
+                    settings = outcome.settings | subject.settings
+                    found.setdefault((number, variant), []).append(replace(outcome, variant=variant, settings=settings))
+        for (number, variant), outcomes in found.items():
+            protocol = protocols[number]
+            metrics = [*protocol.metrics(self.metrics), *outcomes[0].by_image]
+            if name == "model":
+                self.model_scores[protocol.name, variant] = outcomes[0].scores[0]
+                self.telling_metric[protocol.name, variant] = metrics[0]
+            for metric in metrics:
+                self._add_value(name, protocol.name, outcomes, metric)
 
-    def _add_value(self, subject: Subject, protocol: str, outcome: Outcome, metric: str) -> None:
+    def _add_value(self, subject: str, protocol: str, outcomes: list[Outcome], metric: str) -> None:
         labels = self.task.test_labels
-        if metric in outcome.by_image:
-            values = [float(outcome.by_image[metric].mean())]
-            drawn: np.ndarray | None = resampled_mean(outcome.by_image[metric], self.counts)
-        else:
-            values = [METRICS[metric](scores, labels) for scores in outcome.scores]
-            drawn = resampled(metric, outcome.scores[0], labels, self.counts) if len(values) == 1 else None
-        if drawn is None:
-            low, high = seeds_interval(values)
-        else:
+        values = np.array([_values(outcome, metric, labels) for outcome in outcomes])  # (networks, seeds)
+        drawn: np.ndarray | None = None
+        if values.shape[1] == 1:
+            drawn = np.mean([_resampled(outcome, metric, labels, self.counts) for outcome in outcomes], axis=0)
+            interval = f"bootstrap, {self.counts.shape[1]} resamples"
             low, high = bootstrap_interval(drawn, num_test=len(labels))
+        else:
+            interval = f"t, {values.shape[1]} seeds"
+            low, high = seeds_interval(values.mean(axis=0))
+        value, networks = float(values.mean()), values.mean(axis=1).tolist()
+        low, high = widened(value, low, high, next_draw_margin(networks))
+        first, *others = (outcome.settings for outcome in outcomes)
         settings = {
-            "variant": outcome.variant,
-            **outcome.settings,
-            **subject.settings,
+            "variant": outcomes[0].variant,
+            **{name: setting for name, setting in first.items() if all(o.get(name) == setting for o in others)},
+            **({"networks": networks} if others else {}),
             "seed": self.task.seed,
             "num_train": len(self.task.train),
             "num_test": len(labels),
             "num_classes": self.task.num_classes,
-            "interval": f"t, {len(values)} seeds" if drawn is None else f"bootstrap, {self.counts.shape[1]} resamples",
+            "interval": f"{interval}; t, {len(networks)} networks" if others else interval,
         }
-        row = {"protocol": protocol, "metric": metric, "value": float(np.mean(values))}
+        row = {"protocol": protocol, "metric": metric, "value": value}
         row |= {
             "low": max(low, 0.0),
             "high": high if metric == "nll" else min(high, 1.0),
             "settings": settings,
-            "subject": subject.name,
+            "subject": subject,
         }
         self.rows.append(row)
-        key = (protocol, outcome.variant, metric)
-        if subject.name == "model":
-            self._model[key] = values, drawn
+        key = (protocol, outcomes[0].variant, metric)
+        if subject == "model":
+            self._model[key] = values[0], drawn
         elif key in self._model:
-            self._compare(key, subject.name, values, drawn)
+            self._compare(key, subject, values, drawn)
 
-    def _compare(self, key: tuple[str, str, str], subject: str, values: list[float], drawn: np.ndarray | None) -> None:
+    def _compare(self, key: tuple[str, str, str], subject: str, values: np.ndarray, drawn: np.ndarray | None) -> None:
+        """values: (networks, seeds) of the subject; drawn: the mean of its networks on every resample."""
         own, own_drawn = self._model[key]
         if drawn is not None and own_drawn is not None:
             low, high = paired_interval(own_drawn, drawn, num_test=len(self.task.test))
         else:
-            low, high = seeds_interval(np.subtract(own, values))
-        self.comparisons.append(Comparison(*key, subject, float(np.mean(own)), float(np.mean(values)), low, high))
+            low, high = seeds_interval(own - values.mean(axis=0))
+        networks = values.mean(axis=1)
+        low, high = widened(float(own.mean() - values.mean()), low, high, next_draw_margin(networks))
+        drawn_networks = tuple(networks.tolist()) if len(networks) > 1 else ()
+        ours, theirs = float(own.mean()), float(values.mean())
+        self.comparisons.append(Comparison(*key, subject, ours, theirs, low, high, drawn_networks))
+
+
+def _values(outcome: Outcome, metric: str, labels: np.ndarray) -> list[float]:
+    """One for each seed."""
+    if metric in outcome.by_image:
+        return [float(outcome.by_image[metric].mean())]
+    return [METRICS[metric](scores, labels) for scores in outcome.scores]
+
+
+def _resampled(outcome: Outcome, metric: str, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of an outcome with one seed, its value on every resample of the test images."""
+    if metric in outcome.by_image:
+        return resampled_mean(outcome.by_image[metric], counts)
+    return resampled(metric, outcome.scores[0], labels, counts)
 
 
 def _telling(protocol: str) -> int:

@@ -49,6 +49,7 @@ class Comparison:
     value: float
     low: float
     high: float
+    networks: tuple[float, ...] = ()  # the subject's value by network, where it is the mean over several draws
 
     @property
     def difference(self) -> float:
@@ -62,7 +63,8 @@ class Comparison:
         return "better" if (self.low > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "difference": self.difference, "outcome": self.outcome}
+        said = {**self.__dict__, "networks": list(self.networks)}
+        return {**said, "difference": self.difference, "outcome": self.outcome}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,9 @@ def _headline(f: Findings) -> str:
     if f.collapsed:
         return "COLLAPSED: the features hardly differ between images. Do not use these weights."
     if random and random.outcome != "better":
-        verb = "is worse than" if random.outcome == "worse" else "cannot be told from"
-        return f"NO GAIN: training has not helped. The model {verb} {NAMES['random_init']}."
+        if random.outcome == "worse":
+            return f"NO GAIN: training has not helped. The model is worse than {NAMES['random_init']}."
+        return f"NO GAIN: the model cannot be told from {NAMES['random_init']}."
     if pixels and pixels.outcome != "better":
         verb = "is worse than" if pixels.outcome == "worse" else "cannot be told from"
         return f"NO GAIN: the model {verb} raw pixels."
@@ -157,7 +160,11 @@ def _measured(f: Findings) -> str:
 
 
 def _compared(f: Findings, c: Comparison) -> str:
-    return f"{_upper(NAMES[c.subject])}: {_value(f, c.value)}; the model is {c.outcome}, {_difference(f, c)}."
+    drawn = ""
+    if c.networks:
+        least, most = (_value(f, value) for value in (min(c.networks), max(c.networks)))
+        drawn = f" (mean of {len(c.networks)}, {least} to {most})"
+    return f"{_upper(NAMES[c.subject])}: {_value(f, c.value)}{drawn}; the model is {c.outcome}, {_difference(f, c)}."
 
 
 def _of_teacher(f: Findings) -> str:
@@ -184,10 +191,17 @@ def _of_pretrained(f: Findings) -> str:
 
 def _how_sure(f: Findings) -> str:
     half = (f.high - f.low) / 2
+    random = f.against("random_init")
+    if random and random.networks:
+        luck = f" That to random initialisation allows for what such networks differ by ({len(random.networks)} drawn)."
+    elif random:
+        luck = " Only one random initialisation was drawn; how much such networks differ is not known."
+    else:
+        luck = ""
     if f.num_seeds > 1:
         drawn = f"over {f.num_seeds} draws of the labelled images"
-        return f"How sure: ± {_points(f, half)} at 95 %, {drawn}; differences are paired by draw."
-    sure = f"How sure: ± {_points(f, half)} at 95 %; differences are paired, on the same test images."
+        return f"How sure: ± {_points(f, half)} at 95 %, {drawn}; differences are paired by draw.{luck}"
+    sure = f"How sure: ± {_points(f, half)} at 95 %; differences are paired, on the same test images.{luck}"
     if half > WIDE:
         needed = _round_up(f.num_test * (half / WANTED) ** 2)
         sure += f" That is wide: for ± {_points(f, WANTED)} about {needed:,} test images are needed."
@@ -235,6 +249,9 @@ def _more_images(f: Findings) -> list[str]:
     if not f.controls or f.controls[0].outcome != "not distinguishable":
         return []
     best = f.controls[0]
+    if best.networks:
+        luck = _points(f, max(best.networks) - min(best.networks))
+        return [f"untrained networks alone lie {luck} apart: train with other seeds too, to tell the gain from luck."]
     if f.num_seeds > 1:
         return [f"more draws (num_seeds) would tell whether it differs from {NAMES[best.subject]}."]
     half = (best.high - best.low) / 2
