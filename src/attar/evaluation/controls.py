@@ -26,7 +26,8 @@ from attar.views.augmentation import CentreView
 CONTROLS = ("random_init", "pixels", "hog", "pretrained")
 PIXELS_SIZE = 32  # `pixels` averages to 16 x 16 from there
 HOG_SIZE = 64
-CALIBRATION_IMAGES = 2048
+STATISTICS_IMAGES = 512  # that BatchNorm's statistics are measured on, each with all its positions
+CHOICE_IMAGES = 2048  # that tell which statistics are the stronger
 NUM_UNTRAINED = 5
 
 
@@ -64,12 +65,12 @@ def random_init(model: Subject, num_networks: int = 1) -> Iterator[Subject]:
     if not any(True for _ in model.backbone.parameters()):
         raise Omitted(NO_WEIGHTS)
     train = model.task.train
-    some = train.subset(np.random.default_rng(0).permutation(len(train))[:CALIBRATION_IMAGES])
+    order = np.random.default_rng(0).permutation(len(train))
     taken: int | None = None
     for number in range(num_networks):
-        candidates = _candidates(model, model.task.seed + number, some)
+        candidates = _candidates(model, model.task.seed + number, train.subset(order[:STATISTICS_IMAGES]))
         if taken is None:
-            taken = _strongest(candidates, some)
+            taken = _strongest(candidates, train.subset(order[:CHOICE_IMAGES]))
         yield candidates[taken]
 
 
