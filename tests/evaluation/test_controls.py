@@ -11,13 +11,12 @@ from attar.evaluation import controls
 from attar.evaluation.controls import (
     Omitted,
     build_control,
-    cached_weights,
     calibrate_batchnorm,
     check_controls,
     random_init,
 )
 from attar.evaluation.subject import Subject, Task
-from attar.models.backbones import build_backbone
+from attar.models.backbones import build_backbone, cached_weights
 from attar.views.augmentation import CentreView
 from attar.views.colour import rgb_to_lab
 
@@ -114,8 +113,10 @@ def test_the_pretrained_twin_is_never_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: None)
     assert cached_weights("resnet18") is None
     assert cached_weights("resnet8") is None  # not a timm name
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: "somewhere")
-    assert cached_weights("resnet18").startswith("timm/")
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        here = lambda repo, file, kind=kind: "somewhere" if file == kind else None  # noqa: E731
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", here)
+        assert cached_weights("resnet18").startswith("timm/")
 
 
 def test_the_pretrained_twin_takes_its_own_normalisation(model, monkeypatch):

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import attar
 from attar.errors import BackboneError, CheckpointError
-from attar.evaluation import controls
-from attar.models.backbones import build_backbone
+from attar.models.backbones import build_backbone, cached_weights
 from attar.models.saved import load_backbone, start_from
 from attar.models.teachers import load_teacher
 from attar.models.weights_file import has_no_size, name_and_file
@@ -264,7 +263,7 @@ def test_published_weights_that_are_here_need_no_connection(no_network, whole, c
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("1")
     save_file(whole.state_dict(), snapshot / "model.safetensors")
-    assert controls.cached_weights(NAME) == f"timm/{NAME}.in1k"
+    assert cached_weights(NAME) == f"timm/{NAME}.in1k"
     teacher = load_teacher(NAME, image_size=64)
     expected = whole.forward_head(whole.forward_features(pixels()), pre_logits=True)
     torch.testing.assert_close(teacher.backbone(pixels()), expected)

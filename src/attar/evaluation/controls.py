@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from attar.errors import RecipeError, unknown_name
 from attar.evaluation.features import match_channels, read_ahead
 from attar.evaluation.subject import Subject
 from attar.evaluation.verdict import NO_WEIGHTS
-from attar.models.backbones import build_backbone, evaluation_mode
+from attar.models.backbones import build_backbone, cached_weights, evaluation_mode
 from attar.models.lab import SeesLab
 from attar.views.augmentation import CentreView
 
@@ -152,23 +151,3 @@ def pretrained_twin(model: Subject) -> Subject:
         std = (float(np.mean(std)),) * spec.channels
     image = replace(model.image, mean=tuple(mean), std=tuple(std))
     return Subject("pretrained", backbone, image, model.task, {"weights": weights})
-
-
-def cached_weights(name: str) -> str | None:
-    """Where timm's default weights of this network lie, by their published name; None if loading would download."""
-    import timm
-
-    if not timm.is_model(name):
-        return None
-    published = timm.get_pretrained_cfg(name)
-    if published is None:
-        return None
-    if published.hf_hub_id:
-        from huggingface_hub import try_to_load_from_cache
-
-        if isinstance(try_to_load_from_cache(published.hf_hub_id, "model.safetensors"), str):
-            return str(published.hf_hub_id)
-    if isinstance(published.url, str) and published.url:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
-        return file.name if file.is_file() else None
-    return None

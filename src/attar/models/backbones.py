@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -380,6 +381,25 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     return network
 
 
+def cached_weights(name: str) -> str | None:
+    """The published name of timm's default weights of this network; None if loading them would download."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if published is None:
+        return None
+    if published.hf_hub_id:
+        usual = ("model.safetensors", "pytorch_model.bin")
+        files = (published.hf_hub_filename,) if published.hf_hub_filename else usual
+        here = any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files)
+        return str(published.hf_hub_id) if here else None
+    if isinstance(published.url, str) and published.url:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+        return file.name if file.is_file() else None
+    return None
+
+
 def _require_weights(name: str) -> None:
     """Asks the Hugging Face hub once for weights that are not in its cache: where there is no network, loading would
     ask many times, for most of a minute, and say so each time.
@@ -388,13 +408,10 @@ def _require_weights(name: str) -> None:
         BackboneError: the weights are not here and the hub does not answer.
     """
     import timm
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
 
     published = timm.get_pretrained_cfg(name)
-    if published is None or not published.hf_hub_id:
-        return
-    files = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    if any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files):
+    if published is None or not published.hf_hub_id or cached_weights(name) is not None:
         return
     try:
         HfApi().model_info(published.hf_hub_id, timeout=10)
