@@ -47,6 +47,7 @@ def test_rows_follow_the_schema(evaluation):
 def test_shape_only_classes_are_told_by_hog_not_by_pixels(evaluation):
     assert evaluation.value("linear", subject="hog") > 0.95
     assert evaluation.value("linear", subject="pixels") < 0.9
+    assert "Against random initialisation by the other protocols: knn " in evaluation.verdict
     assert evaluation.verdict.splitlines()[0].split(":")[0] in ("NO GAIN", "NOT ENOUGH", "UNDECIDED", "BETTER")
 
 

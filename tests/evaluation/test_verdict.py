@@ -53,6 +53,12 @@ def test_what_untrained_networks_differ_by_is_said():
     assert "Only one random initialisation was drawn" in verdict(findings(RANDOM, PIXELS))
 
 
+def test_the_other_protocols_are_all_named_beside_the_telling_one():
+    few = Comparison("low_label", "10 %", "top1", "random_init", 0.6, 0.5, 0.05, 0.15)
+    text = verdict(findings(RANDOM, PIXELS, others=[replace(RANDOM, protocol="knn"), few]))
+    assert "by the other protocols: knn better, +30.0 points (+27.0 to +33.0); low_label 10 % better, +10.0" in text
+
+
 def test_no_gain_over_pixels_is_said_although_random_is_beaten():
     text = verdict(findings(RANDOM, against("pixels", 0.85, -0.07, -0.03), HOG))
     assert text.startswith("NO GAIN: the model is worse than raw pixels.")

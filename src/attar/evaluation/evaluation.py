@@ -392,6 +392,12 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         said = {"seen_in_pretraining": seen, "label_noise": label_noise if PROTOCOLS[row["protocol"]].learns else ""}
         row["settings"] |= {name: value for name, value in said.items() if value}
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
+    others = [
+        c
+        for c in measured.comparisons
+        if c.subject == "random_init" and c.metric == metric and c.protocol not in _ONE_GROUP
+        if (c.protocol, c.variant) != (protocol, variant)
+    ]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),
         metric=metric,
@@ -402,6 +408,7 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         num_test=len(task.test),
         num_seeds=own["settings"].get("num_seeds", 1),
         comparisons=comparisons,
+        others=others,
         seen_in_pretraining=seen,
         label_noise=label_noise if PROTOCOLS[protocol].learns else "",
         omitted=measured.omitted | measured.undefined,

@@ -80,6 +80,7 @@ class Findings:
     num_test: int
     num_seeds: int = 1  # draws of the labelled images; above one, intervals are over these
     comparisons: list[Comparison] = field(default_factory=list)  # of the main protocol and metric only
+    others: list[Comparison] = field(default_factory=list)  # with random initialisation, by the other protocols
     feature_std: float | None = None
     feature_rank: float | None = None
     seen_in_pretraining: str = ""  # the test images: "with labels", "without labels", or not
@@ -110,7 +111,7 @@ def verdict(findings: Findings) -> str:
     """Plain lines: headline, value, comparisons, how sure, what to try next."""
     lines = [_headline(findings), _measured(findings)]
     lines += [_compared(findings, c) for c in findings.controls]
-    lines += [line for line in (_of_teacher(findings), _of_pretrained(findings)) if line]
+    lines += [line for line in (_of_teacher(findings), _of_pretrained(findings), _by_others(findings)) if line]
     lines.append(_how_sure(findings))
     if findings.omitted:
         lines.append("Not measured: " + "; ".join(f"{name} ({why})" for name, why in findings.omitted.items()) + ".")
@@ -187,6 +188,14 @@ def _retention(f: Findings) -> float | None:
 def _of_pretrained(f: Findings) -> str:
     twin = f.against("pretrained")
     return _compared(f, twin) if twin else ""
+
+
+def _by_others(f: Findings) -> str:
+    """Whether the other protocols say the same; all of them, so that none is picked."""
+    if not f.others:
+        return ""
+    said = "; ".join(f"{c.protocol} {c.variant}".strip() + f" {c.outcome}, {_difference(f, c)}" for c in f.others)
+    return f"Against random initialisation by the other protocols: {said}."
 
 
 def _how_sure(f: Findings) -> str:
