@@ -320,9 +320,9 @@ def evaluate(
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Random initialisation, pixels, HOG.")
     ] = True,
-    untrained: Annotated[
-        int, typer.Option(help="Random initialisations to compare with; each is measured like RUN, so 1 is faster.")
-    ] = 5,
+    num_untrained: Annotated[
+        int | None, typer.Option(help="Random initialisations to compare with, each measured like RUN; default: 5.")
+    ] = None,
     labels: Labels = None,
     label_noise: LabelNoise = None,
     cache: Cache = None,
@@ -344,7 +344,7 @@ def evaluate(
         controls=controls,
         labels=labels,
         label_noise=label_noise,
-        num_untrained=untrained,
+        num_untrained=num_untrained,
         cache=cache,
         workers=workers,
         seed=seed,

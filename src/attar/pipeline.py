@@ -158,8 +158,8 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
                 stage.arguments.get("device", "auto"),
                 stage.arguments.get("precision", "auto"),
                 stage.arguments.get("label_noise"),
-                controls if isinstance(controls := stage.arguments.get("controls"), list) else (),
-                stage.arguments.get("num_untrained", 1),
+                stage.arguments.get("controls", True),
+                stage.arguments.get("num_untrained"),
             )
         elif stage.kind == "export":
             stages.check_export(**stage.arguments)
@@ -356,7 +356,7 @@ def _digests_outside(stage: Stage, names: dict[str, str]) -> list[str]:
     for item in _references(stage):
         weights = Path(item) / "backbone.json"
         if item not in names and weights.is_file():
-            found.append(hashlib.sha256(weights.read_bytes()).hexdigest())
+            found.append(file_digest(weights))
         elif item not in names and (parts := name_and_file(item)):
             found.append(file_digest(parts[1]))
     return found

@@ -283,7 +283,7 @@ def evaluate(
     controls: bool | Sequence[str] = True,
     labels: str | None = None,
     label_noise: str | None = None,
-    num_untrained: int = 5,
+    num_untrained: int | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -306,7 +306,8 @@ def evaluate(
         teacher: also measured; default: the teacher the run was distilled from, if there are any controls.
         labels: "folder" or a column; default: what the source has.
         label_noise: "symmetric:0.4", "asymmetric:0.4": make a share of the labels that probes learn from wrong.
-        num_untrained: networks of random_init; each is measured like the run, so fewer are faster (finetune).
+        num_untrained: networks of random_init (default 5), each measured like the run; 1 is faster, and does not know
+            how much they differ.
 
     Returns:
         rows {protocol, metric, value, low, high, settings, subject} and a verdict in words.
@@ -317,8 +318,7 @@ def evaluate(
     from attar.models.saved import load_backbone
 
     folder = RunFolder(Path(run))
-    wanted = CONTROLS if controls is True else tuple(controls or ())
-    check_evaluation(protocols, device, precision, label_noise, wanted, num_untrained)
+    check_evaluation(protocols, device, precision, label_noise, controls, num_untrained)
     size = _size_for(run, labelled, labels=labels or "auto", cache=cache, workers=workers, progress=progress)
     backbone, image, provenance = load_backbone(run, image_size=size)
     classifier = _classifier_of(run)
@@ -338,7 +338,7 @@ def evaluate(
         train,
         held_out,
         protocols=tuple(protocols),
-        controls=wanted,
+        controls=CONTROLS if controls is True else tuple(controls or ()),
         teacher=taught_by and taught_by[:2],
         classifier=classifier,
         teacher_classifier=taught_by and taught_by[2],
@@ -366,16 +366,16 @@ def check_evaluation(
     device: str,
     precision: str,
     label_noise: str | None = None,
-    controls: Sequence[str] = (),
-    num_untrained: int = 1,
+    controls: bool | Sequence[str] = True,
+    num_untrained: int | None = None,
 ) -> None:
     """What the request of an evaluation alone shows to be wrong, before images are decoded."""
-    from attar.evaluation.controls import check_controls
+    from attar.evaluation.controls import CONTROLS, check_controls
     from attar.evaluation.protocols import check_label_noise, parse_protocol
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
 
-    check_controls(controls, num_untrained)
+    check_controls(CONTROLS if controls is True else controls or (), num_untrained)
     check_label_noise([parse_protocol(protocol) for protocol in protocols], label_noise)
     choose_precision(precision, choose_device(device))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,13 +42,16 @@ def test_every_control_is_built_and_measured_on_the_same_task(model):
 def test_random_init_is_the_same_network_with_other_weights_fixed_by_the_seed(model):
     weights = lambda s: torch.cat([p.detach().flatten() for p in s.backbone.parameters()])  # noqa: E731
     m = model()
+    torch.manual_seed(0)
+    start = Subject("start", build_backbone("resnet8", channels=3, image_size=16), m.image, m.task)
     (first, second), (again,), (other,) = random_init(m, 2), random_init(model()), random_init(model(seed=1))
     assert first.backbone.spec.name == m.backbone.spec.name
     assert weights(first).shape == weights(m).shape
     assert (weights(first) == weights(again)).all()
     assert (weights(first) != weights(m)).any()
     assert (weights(first) != weights(second)).any()
-    assert (weights(second) == weights(other)).all(), "the seeds after the task's"
+    assert (weights(first) != weights(other)).any()
+    assert (weights(first) != weights(start)).any(), "a training with this seed starts there"
 
 
 def test_random_init_takes_the_statistics_that_make_it_stronger(model, monkeypatch):
@@ -101,7 +105,7 @@ def test_what_cannot_be_built_is_named_with_its_reason(model):
     reasons = {
         "random_init": "the model has no weights",
         "pixels": "it is the model itself",
-        "pretrained": "no published weights of this network are on this machine",
+        "pretrained": "nobody publishes weights of this network",
     }
     for name, reason in reasons.items():
         with pytest.raises(Omitted, match=reason):
@@ -116,7 +120,7 @@ def test_the_pretrained_twin_is_never_downloaded(monkeypatch, tmp_path):
     for kind in ("model.safetensors", "pytorch_model.bin"):
         here = lambda repo, file, kind=kind: "somewhere" if file == kind else None  # noqa: E731
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", here)
-        assert cached_weights("resnet18").startswith("timm/")
+        assert cached_weights("resnet18") == ("timm/resnet18.a1_in1k", Path("somewhere"))
 
 
 def test_the_pretrained_twin_takes_its_own_normalisation(model, monkeypatch):
@@ -128,7 +132,7 @@ def test_the_pretrained_twin_takes_its_own_normalisation(model, monkeypatch):
         return m.backbone
 
     monkeypatch.setattr(controls, "build_backbone", build)
-    monkeypatch.setattr(controls, "cached_weights", lambda name: "timm/resnet18.a1_in1k")
+    monkeypatch.setattr(controls, "cached_weights", lambda name: ("timm/resnet18.a1_in1k", "file"))
     twin = controls.pretrained_twin(m)
     assert asked["pretrained"] is True
     assert twin.image.mean == (0.485, 0.456, 0.406)
@@ -140,6 +144,19 @@ def test_the_pretrained_twin_takes_its_own_normalisation(model, monkeypatch):
 
 def test_unknown_controls_are_an_error():
     with pytest.raises(RecipeError, match=r"unknown control 'pixel'. Did you mean pixels\?"):
-        check_controls(("pixel",), 5)
-    with pytest.raises(RecipeError, match="0 untrained networks are not accepted; give 1 or more"):
-        check_controls((), 0)
+        check_controls(("pixel",), None)
+    with pytest.raises(RecipeError, match="controls='hog' is not accepted; give a list of random_init, pixels"):
+        check_controls("hog", None)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2, 2.5, "two", True])
+def test_numbers_of_untrained_networks_that_are_none_or_say_nothing_are_an_error(number):
+    with pytest.raises(RecipeError, match=f"num_untrained={number!r} is not accepted; give 3 or more"):
+        check_controls(("random_init",), number)
+
+
+def test_the_number_of_untrained_networks_is_not_ignored():
+    assert check_controls(("random_init",), None) == 5
+    assert check_controls(("pixels", "random_init"), 3) == 3
+    with pytest.raises(RecipeError, match="num_untrained would be ignored, because random_init is not among"):
+        check_controls(("pixels",), 3)

@@ -7,13 +7,14 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from attar.evaluation import intervals
 from attar.evaluation.intervals import (
+    at_least,
     bootstrap_interval,
     next_draw_margin,
     paired_interval,
     resampled,
+    resampled_mean,
     resamples,
     seeds_interval,
-    widened,
 )
 
 
@@ -144,6 +145,21 @@ def test_one_more_draw_lies_within_its_margin_19_times_of_20():
     assert next_draw_margin([0.7]) == 0
 
 
-def test_two_sources_of_error_add_in_quadrature_on_each_side():
-    assert widened(0.5, 0.5 - 0.03, 0.5 + 0.05, 0.12) == pytest.approx((0.5 - 0.1236932, 0.5 + 0.13))
-    assert widened(0.5, 0.4, 0.7, 0.0) == (0.4, 0.7)
+def test_an_interval_is_widened_to_a_margin_where_it_is_narrower():
+    assert at_least(0.5, 0.47, 0.55, 0.04) == (0.46, 0.55)
+    assert at_least(0.5, 0.4, 0.7, 0.0) == (0.4, 0.7)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.2])
+def test_a_network_whose_training_did_nothing_is_seldom_called_better(spread):
+    """Six networks of one kind on the same 300 images; the first is said to be the model."""
+    rng = np.random.default_rng(0)
+    counts, better = resamples(300, num_resamples=200), []
+    for _ in range(300):
+        skill = 0.7 + np.clip(spread * rng.normal(size=(6, 1)), -0.3, 0.25)
+        own, *others = rng.random((6, 300)) < skill
+        drawn = [resampled_mean(right, counts) for right in (own, *others)]
+        low, high = paired_interval(drawn[0], np.mean(drawn[1:], axis=0), num_test=300)
+        values = [right.mean() for right in others]
+        better.append(at_least(own.mean() - np.mean(values), low, high, next_draw_margin(values))[0] > 0)
+    assert np.mean(better) < 0.05

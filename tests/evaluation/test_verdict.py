@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from attar.evaluation.verdict import NO_WEIGHTS, Comparison, Findings, verdict
+from attar.evaluation.intervals import next_draw_margin
+from attar.evaluation.verdict import NO_WEIGHTS, NOT_PUBLISHED, Comparison, Findings, verdict
 
 
 def against(subject, value, low, high, *, ours=0.8, metric="top1"):
@@ -44,19 +45,32 @@ def test_no_gain_over_random_comes_first(low, high, words):
 
 
 def test_what_untrained_networks_differ_by_is_said():
-    five = replace(against("random_init", 0.79, -0.02, 0.04), networks=(0.78, 0.8, 0.79, 0.81, 0.77))
+    networks = (0.78, 0.8, 0.79, 0.81, 0.77)
+    margin = next_draw_margin(networks)
+    five = replace(against("random_init", 0.79, 0.01 - margin, 0.01 + margin), networks=networks)
     text = verdict(findings(five, PIXELS, num_test=500))
     assert "random initialisation: 79.0 % (mean of 5, 77.0 % to 81.0 %); the model is not" in text
-    assert "random initialisation allows for what such networks differ by (5 drawn)." in text
+    assert "Of 5 random initialisations the difference allows for what they differ by." in text
     assert "Next: untrained networks alone lie 4.0 points apart: train with other seeds too" in text
     assert "test images would settle" not in text, "the networks' spread would stay"
-    assert "Only one random initialisation was drawn" in verdict(findings(RANDOM, PIXELS))
+    alike = replace(against("random_init", 0.79, -0.03, 0.05), networks=(0.79, 0.791, 0.789))
+    text = verdict(findings(alike, PIXELS, num_test=500))
+    assert "test images would settle" in text and "other seeds" not in text, "the interval is that of the images"
+    text = verdict(findings(RANDOM, PIXELS))
+    assert "beats the best control, the same network at random initialisation, drawn once, by" in text
+    assert "Only one random initialisation was drawn" in text
+
+
+def test_published_weights_are_no_advice_where_there_are_none():
+    same = against("random_init", 0.8, -0.02, 0.03)
+    assert "--pretrained" in verdict(findings(same, PIXELS))
+    assert "--pretrained" not in verdict(findings(same, PIXELS, omitted={"pretrained": NOT_PUBLISHED}))
 
 
 def test_the_other_protocols_are_all_named_beside_the_telling_one():
-    few = Comparison("low_label", "10 %", "top1", "random_init", 0.6, 0.5, 0.05, 0.15)
+    few = Comparison("low_label", "10 %", "roc_auc", "random_init", 0.6, 0.5, 0.05, 0.15)
     text = verdict(findings(RANDOM, PIXELS, others=[replace(RANDOM, protocol="knn"), few]))
-    assert "by the other protocols: knn better, +30.0 points (+27.0 to +33.0); low_label 10 % better, +10.0" in text
+    assert "measured otherwise: knn better, +30.0 points (+27.0 to +33.0); low_label 10 % better, +0.100 (" in text
 
 
 def test_no_gain_over_pixels_is_said_although_random_is_beaten():

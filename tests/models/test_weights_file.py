@@ -257,13 +257,16 @@ def test_without_a_connection_the_hub_is_asked_once_and_the_error_says_what_to_d
     assert "leave out" not in str(error.value) and not caplog.records
 
 
-def test_published_weights_that_are_here_need_no_connection(no_network, whole, caplog):
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_published_weights_that_are_here_need_no_connection(no_network, whole, caplog, file, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", lambda *a, **k: pytest.fail("asked"))
     snapshot = no_network / f"models--timm--{NAME}.in1k" / "snapshots" / "1"
     snapshot.mkdir(parents=True)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("1")
-    save_file(whole.state_dict(), snapshot / "model.safetensors")
-    assert cached_weights(NAME) == f"timm/{NAME}.in1k"
+    save = save_file if file == "model.safetensors" else torch.save
+    save(whole.state_dict(), snapshot / file)
+    assert cached_weights(NAME) == (f"timm/{NAME}.in1k", snapshot / file)
     teacher = load_teacher(NAME, image_size=64)
     expected = whole.forward_head(whole.forward_features(pixels()), pre_logits=True)
     torch.testing.assert_close(teacher.backbone(pixels()), expected)

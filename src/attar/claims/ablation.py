@@ -293,7 +293,7 @@ def measure(
         test=held_out,
         protocols=protocols,
         controls=("random_init",) if untrained else (),
-        num_untrained=1,
+        num_untrained=1 if untrained else None,
         seed=seed,
         device=device,
         progress=False,

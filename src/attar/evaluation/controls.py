@@ -17,7 +17,7 @@ from attar.data.images import Images, ImageSpec
 from attar.errors import RecipeError, unknown_name
 from attar.evaluation.features import match_channels, read_ahead
 from attar.evaluation.subject import Subject
-from attar.evaluation.verdict import NO_WEIGHTS
+from attar.evaluation.verdict import NO_WEIGHTS, NOT_PUBLISHED
 from attar.models.backbones import build_backbone, cached_weights, evaluation_mode
 from attar.models.lab import SeesLab
 from attar.views.augmentation import CentreView
@@ -34,16 +34,27 @@ class Omitted(Exception):
     """A control that cannot be built here; the text says why. It is listed in the verdict, not an error."""
 
 
-def check_controls(names: Sequence[str], num_untrained: int) -> None:
+def check_controls(names: Sequence[str], num_untrained: int | None) -> int:
+    """The number of untrained networks; RecipeError for an unknown control, or a number that is none or ignored."""
+    if isinstance(names, str):
+        raise RecipeError(f"evaluate: controls={names!r} is not accepted; give a list of {', '.join(CONTROLS)}.")
     for name in names:
         if name not in CONTROLS:
             raise RecipeError("evaluate: " + unknown_name("control", name, CONTROLS))
-    if num_untrained < 1:
-        raise RecipeError(f"evaluate: {num_untrained} untrained networks are not accepted; give 1 or more, e.g. 5.")
+    if num_untrained is None:
+        return NUM_UNTRAINED
+    if "random_init" not in names:
+        raise RecipeError("evaluate: num_untrained would be ignored, because random_init is not among the controls.")
+    if not isinstance(num_untrained, int) or num_untrained is True or num_untrained < 1 or num_untrained == 2:
+        raise RecipeError(
+            f"evaluate: num_untrained={num_untrained!r} is not accepted; give 3 or more, so that it shows how much "
+            "untrained networks differ, or 1 for a quick look that does not know."
+        )
+    return num_untrained
 
 
 def build_control(name: str, model: Subject, *, num_untrained: int = NUM_UNTRAINED) -> Iterable[Subject]:
-    """The networks of one control, one after another, so that one is in memory; raises Omitted if there is none."""
+    """The networks of one control, built one after another; raises Omitted if there is none."""
     if name == "random_init":
         return random_init(model, num_untrained)
     if name == "pretrained":
@@ -52,7 +63,8 @@ def build_control(name: str, model: Subject, *, num_untrained: int = NUM_UNTRAIN
 
 
 def random_init(model: Subject, num_networks: int = 1) -> Iterator[Subject]:
-    """The same architecture with fresh weights, drawn with the task's seed and those after it, as strong as can be had.
+    """The same architecture with fresh weights, as strong as can be had. The draws depend on the task's seed and are
+    none that a training with that seed starts from, so that a model which learned nothing is one more draw.
 
     Untrained networks differ (ResNet-20 on solar cells: by 0.04 of ROC-AUC), so one of them alone says little.
 
@@ -65,38 +77,44 @@ def random_init(model: Subject, num_networks: int = 1) -> Iterator[Subject]:
         raise Omitted(NO_WEIGHTS)
     train = model.task.train
     order = np.random.default_rng(0).permutation(len(train))
-    taken: int | None = None
-    for number in range(num_networks):
-        candidates = _candidates(model, model.task.seed + number, train.subset(order[:STATISTICS_IMAGES]))
-        if taken is None:
-            taken = _strongest(candidates, train.subset(order[:CHOICE_IMAGES]))
-        yield candidates[taken]
+    some = train.subset(order[:STATISTICS_IMAGES])
+    plain = _fresh(model, 0)
+    measured = _calibrated(plain, some)
+    calibrate = measured is not None and _stronger(measured, plain, train.subset(order[:CHOICE_IMAGES]))
+    yield measured if measured is not None and calibrate else plain
+    del plain, measured
+    for number in range(1, num_networks):
+        fresh = _fresh(model, number)
+        yield (_calibrated(fresh, some) if calibrate else None) or fresh
 
 
-def _candidates(model: Subject, seed: int, some: Images) -> list[Subject]:
-    """One untrained network with each kind of statistics it can have."""
+def _fresh(model: Subject, number: int) -> Subject:
     spec, task = model.spec, model.task
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        plain = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)
-    if isinstance(plain.network, SeesLab):
-        plain.network.expect(model.image.mean, model.image.std)
-    measured = copy.deepcopy(plain)
-    if not calibrate_batchnorm(measured, some, model.image, device=task.device, batch_size=task.batch_size):
-        return [Subject("random_init", plain, model.image, task)]
-    return [
-        Subject("random_init", measured, model.image, task, {"batchnorm": f"measured on {len(some)} training images"}),
-        Subject("random_init", plain, model.image, task, {"batchnorm": "as initialised"}),
-    ]
+        torch.manual_seed(int(np.random.SeedSequence([task.seed, number]).generate_state(1)[0]))
+        network = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)
+    if isinstance(network.network, SeesLab):
+        network.network.expect(model.image.mean, model.image.std)
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    return Subject("random_init", network, model.image, task, {"batchnorm": "as initialised"} if norms else {})
 
 
-def _strongest(candidates: Sequence[Subject], some: Images) -> int:
+def _calibrated(plain: Subject, some: Images) -> Subject | None:
+    """The same network with statistics measured on these images; None where there is no BatchNorm."""
+    task, network = plain.task, copy.deepcopy(plain.backbone)
+    if not calibrate_batchnorm(network, some, plain.image, device=task.device, batch_size=task.batch_size):
+        return None
+    said = {"batchnorm": f"measured on {len(some)} training images"}
+    return Subject(plain.name, network, plain.image, task, said)
+
+
+def _stronger(measured: Subject, plain: Subject, some: Images) -> bool:
+    """Whether measured statistics recognise neighbours among these images at least as well."""
     from attar.train.health import online_knn
 
-    if len(candidates) == 1:
-        return 0
-    features = [replace(c, task=replace(c.task, train=some, progress=False)).train for c in candidates]
-    return int(np.argmax([online_knn(f.values, f.labels) for f in features if f.labels is not None]))
+    features = [replace(c, task=replace(c.task, train=some, progress=False)).train for c in (measured, plain)]
+    first, second = (online_knn(f.values, f.labels) for f in features if f.labels is not None)
+    return first >= second
 
 
 def calibrate_batchnorm(
@@ -132,16 +150,17 @@ def _parameter_free(model: Subject, name: str, largest: int) -> Subject:
 
 def pretrained_twin(model: Subject) -> Subject:
     """The same timm architecture with its published weights and their normalisation, if they are on this machine."""
+    import timm
+
     spec = model.spec
+    published = timm.get_pretrained_cfg(spec.name) if timm.is_model(spec.name) else None
+    if published is None or not (published.hf_hub_id or published.url):
+        raise Omitted(NOT_PUBLISHED)
     weights = cached_weights(spec.name)
     if weights is None:
         raise Omitted("no published weights of this network are on this machine")
     if spec.stem != "standard":
         raise Omitted("published weights do not fit the small stem")
-    import timm
-
-    published = timm.get_pretrained_cfg(spec.name)
-    assert published is not None
     backbone = build_backbone(
         spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem, pretrained=True
     )
@@ -150,4 +169,4 @@ def pretrained_twin(model: Subject) -> Subject:
         mean = (float(np.mean(mean)),) * spec.channels
         std = (float(np.mean(std)),) * spec.channels
     image = replace(model.image, mean=tuple(mean), std=tuple(std))
-    return Subject("pretrained", backbone, image, model.task, {"weights": weights})
+    return Subject("pretrained", backbone, image, model.task, {"weights": weights[0]})

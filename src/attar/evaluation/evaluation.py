@@ -15,8 +15,9 @@ from attar.data.images import Images, ImageSpec
 from attar.data.label_noise import with_label_noise
 from attar.data.splits import stratified_split
 from attar.errors import DataError, RecipeError
-from attar.evaluation.controls import NUM_UNTRAINED, Omitted, build_control, check_controls
+from attar.evaluation.controls import Omitted, build_control, check_controls
 from attar.evaluation.intervals import (
+    at_least,
     bootstrap_interval,
     next_draw_margin,
     paired_interval,
@@ -24,7 +25,6 @@ from attar.evaluation.intervals import (
     resampled_mean,
     resamples,
     seeds_interval,
-    widened,
 )
 from attar.evaluation.metrics import (
     FEW_CLASSES,
@@ -140,7 +140,7 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 256,
     num_resamples: int = 1000,
-    num_untrained: int = NUM_UNTRAINED,
+    num_untrained: int | None = None,
     label_noise: str | None = None,
     trained_on: str | None = None,
     trained_with_labels: bool = False,
@@ -158,8 +158,8 @@ def evaluate(
         classifier, teacher_classifier: what these were trained with, for the protocol of that name.
         exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
-        num_untrained: networks of random_init; their values are averaged, and how much they differ widens intervals.
-            Of a single one that is not known.
+        num_untrained: networks of random_init (default 5); their values are averaged, and intervals are as wide as
+            they differ. With 1 that is not known.
         label_noise: "symmetric:0.4", "asymmetric:0.4": what probes learn from is wrong for such a share of each class;
             what is measured on is never touched.
         omitted: what the caller could not bring, and why; the verdict names it.
@@ -175,7 +175,7 @@ def evaluate(
     chosen = [parse_protocol(p) for p in protocols]
     if not chosen:
         raise RecipeError(f"evaluate: no protocol was given; accepted: {', '.join(PROTOCOLS)}.")
-    check_controls(controls, num_untrained)
+    networks = check_controls(controls, num_untrained)
     check_label_noise(chosen, label_noise)
     seen = trained_on == (train if test is None else test).digest  # the images that are measured on
     train, test, classes = prepare(train, test, seed=seed)
@@ -195,7 +195,7 @@ def evaluate(
     health = _health(model)
     for control in controls:
         try:
-            measured.add(build_control(control, model, num_untrained=num_untrained), chosen)
+            measured.add(build_control(control, model, num_untrained=networks), chosen)
         except Omitted as reason:
             measured.omitted[control] = str(reason)
     if model.teacher is not None:
@@ -276,60 +276,71 @@ class _Measured:
     omitted: dict[str, str] = field(default_factory=dict)
     model_scores: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     telling_metric: dict[tuple[str, str], str] = field(default_factory=dict)
-    _model: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
+    _model: dict[tuple[str, str, str], _Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.metrics, self.undefined = metrics_for(self.task.test_labels, self.task.num_classes)
 
     def add(self, subjects: Iterable[Subject], protocols: Sequence[Protocol]) -> None:
         """Measure one line of the table: a network, or several draws of it."""
-        found: dict[tuple[int, str], list[Outcome]] = {}
-        name = ""
+        found: dict[tuple[int, str], dict[str, list[_Value]]] = {}
         for subject in subjects:
-            name = subject.name
             for number, protocol in enumerate(protocols):
                 reason = protocol.reason_to_skip(subject)
                 if reason is not None:
                     if reason:
-                        self.omitted[f"{protocol.name} of {name}"] = reason
+                        self.omitted[f"{protocol.name} of {subject.name}"] = reason
                     continue
                 for outcome in protocol.run(subject):
                     given = protocol.given(without=protocol.bare if outcome.variant else "")
                     variant = ", ".join(filter(None, (outcome.variant, given)))
-                    settings = outcome.settings | subject.settings
-                    found.setdefault((number, variant), []).append(replace(outcome, variant=variant, settings=settings))
-        for (number, variant), outcomes in found.items():
-            protocol = protocols[number]
-            metrics = [*protocol.metrics(self.metrics), *outcomes[0].by_image]
-            if name == "model":
-                self.model_scores[protocol.name, variant] = outcomes[0].scores[0]
-                self.telling_metric[protocol.name, variant] = metrics[0]
-            for metric in metrics:
-                self._add_value(name, protocol.name, outcomes, metric)
+                    metrics = [*protocol.metrics(self.metrics), *outcome.by_image]
+                    self.telling_metric.setdefault((protocol.name, variant), metrics[0])
+                    if subject.name == "model":
+                        self.model_scores[protocol.name, variant] = outcome.scores[0]
+                    drawn = found.setdefault((number, variant), {})
+                    for metric in metrics:
+                        drawn.setdefault(metric, []).append(self._value(subject, outcome, metric))
+        for (number, variant), by_metric in found.items():
+            for metric, networks in by_metric.items():
+                self._add_row(subject.name, (protocols[number].name, variant, metric), networks)
 
-    def _add_value(self, subject: str, protocol: str, outcomes: list[Outcome], metric: str) -> None:
-        labels = self.task.test_labels
-        values = np.array([_values(outcome, metric, labels) for outcome in outcomes])  # (networks, seeds)
-        drawn: np.ndarray | None = None
-        if values.shape[1] == 1:
-            drawn = np.mean([_resampled(outcome, metric, labels, self.counts) for outcome in outcomes], axis=0)
+    def _value(self, subject: Subject, outcome: Outcome, metric: str) -> _Value:
+        labels, settings = self.task.test_labels, outcome.settings | subject.settings
+        if metric in outcome.by_image:
+            values = outcome.by_image[metric]
+            return _Value(np.array([values.mean()]), resampled_mean(values, self.counts), settings)
+        seeds = np.array([METRICS[metric](scores, labels) for scores in outcome.scores])
+        drawn = resampled(metric, outcome.scores[0], labels, self.counts) if len(seeds) == 1 else None
+        return _Value(seeds, drawn, settings)
+
+    def _add_row(self, subject: str, key: tuple[str, str, str], networks: list[_Value]) -> None:
+        """The mean over networks; with several, at least as unsure as the next one would be."""
+        protocol, variant, metric = key
+        num_test = len(self.task.test)
+        mean = _mean(networks)
+        by_network = [float(network.seeds.mean()) for network in networks]
+        value, margin = float(np.mean(by_network)), next_draw_margin(by_network)
+        if mean.drawn is not None:
             interval = f"bootstrap, {self.counts.shape[1]} resamples"
-            low, high = bootstrap_interval(drawn, num_test=len(labels))
+            low, high = bootstrap_interval(mean.drawn, num_test=num_test)
         else:
-            interval = f"t, {values.shape[1]} seeds"
-            low, high = seeds_interval(values.mean(axis=0))
-        value, networks = float(values.mean()), values.mean(axis=1).tolist()
-        low, high = widened(value, low, high, next_draw_margin(networks))
-        first, *others = (outcome.settings for outcome in outcomes)
+            interval = f"t, {len(mean.seeds)} seeds"
+            low, high = seeds_interval(mean.seeds)
+        several = {}
+        if len(networks) > 1:
+            several = {"networks": by_network}
+            interval += f"; at least that of t, {len(networks)} networks"
+            low, high = at_least(value, low, high, margin)
         settings = {
-            "variant": outcomes[0].variant,
-            **{name: setting for name, setting in first.items() if all(o.get(name) == setting for o in others)},
-            **({"networks": networks} if others else {}),
+            "variant": variant,
+            **mean.settings,
+            **several,
             "seed": self.task.seed,
             "num_train": len(self.task.train),
-            "num_test": len(labels),
+            "num_test": num_test,
             "num_classes": self.task.num_classes,
-            "interval": f"{interval}; t, {len(networks)} networks" if others else interval,
+            "interval": interval,
         }
         row = {"protocol": protocol, "metric": metric, "value": value}
         row |= {
@@ -339,38 +350,37 @@ class _Measured:
             "subject": subject,
         }
         self.rows.append(row)
-        key = (protocol, outcomes[0].variant, metric)
         if subject == "model":
-            self._model[key] = values[0], drawn
+            self._model[key] = mean
         elif key in self._model:
-            self._compare(key, subject, values, drawn)
-
-    def _compare(self, key: tuple[str, str, str], subject: str, values: np.ndarray, drawn: np.ndarray | None) -> None:
-        """values: (networks, seeds) of the subject; drawn: the mean of its networks on every resample."""
-        own, own_drawn = self._model[key]
-        if drawn is not None and own_drawn is not None:
-            low, high = paired_interval(own_drawn, drawn, num_test=len(self.task.test))
-        else:
-            low, high = seeds_interval(own - values.mean(axis=0))
-        networks = values.mean(axis=1)
-        low, high = widened(float(own.mean() - values.mean()), low, high, next_draw_margin(networks))
-        drawn_networks = tuple(networks.tolist()) if len(networks) > 1 else ()
-        ours, theirs = float(own.mean()), float(values.mean())
-        self.comparisons.append(Comparison(*key, subject, ours, theirs, low, high, drawn_networks))
+            own = self._model[key]
+            if own.drawn is not None and mean.drawn is not None:
+                low, high = paired_interval(own.drawn, mean.drawn, num_test=num_test)
+            else:
+                low, high = seeds_interval(own.seeds - mean.seeds)
+            ours = float(own.seeds.mean())
+            if several:
+                low, high = at_least(ours - value, low, high, margin)
+            drawn = tuple(by_network) if several else ()
+            self.comparisons.append(Comparison(*key, subject, ours, value, low, high, drawn))
 
 
-def _values(outcome: Outcome, metric: str, labels: np.ndarray) -> list[float]:
-    """One for each seed."""
-    if metric in outcome.by_image:
-        return [float(outcome.by_image[metric].mean())]
-    return [METRICS[metric](scores, labels) for scores in outcome.scores]
+@dataclass(frozen=True)
+class _Value:
+    """A metric of one network, or the mean of several: by seed (S,), and with one seed on every resample (R,)."""
+
+    seeds: np.ndarray
+    drawn: np.ndarray | None
+    settings: dict[str, Any]
 
 
-def _resampled(outcome: Outcome, metric: str, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Of an outcome with one seed, its value on every resample of the test images."""
-    if metric in outcome.by_image:
-        return resampled_mean(outcome.by_image[metric], counts)
-    return resampled(metric, outcome.scores[0], labels, counts)
+def _mean(networks: Sequence[_Value]) -> _Value:
+    """settings: those that all share."""
+    first = networks[0]
+    shared = {k: v for k, v in first.settings.items() if all(n.settings.get(k) == v for n in networks)}
+    resampled_values = [n.drawn for n in networks if n.drawn is not None]
+    drawn = np.mean(resampled_values, axis=0) if resampled_values else None
+    return _Value(np.mean([n.seeds for n in networks], axis=0), drawn, shared)
 
 
 def _telling(protocol: str) -> int:
@@ -389,13 +399,15 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         and (row["protocol"], row["settings"]["variant"], row["metric"]) == (protocol, variant, metric)
     )
     for row in measured.rows:
-        said = {"seen_in_pretraining": seen, "label_noise": label_noise if PROTOCOLS[row["protocol"]].learns else ""}
-        row["settings"] |= {name: value for name, value in said.items() if value}
+        if seen and row["subject"] == "model":
+            row["settings"]["seen_in_pretraining"] = seen
+        if label_noise and PROTOCOLS[row["protocol"]].learns:
+            row["settings"]["label_noise"] = label_noise
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
     others = [
         c
         for c in measured.comparisons
-        if c.subject == "random_init" and c.metric == metric and c.protocol not in _ONE_GROUP
+        if c.subject == "random_init" and c.metric == measured.telling_metric[c.protocol, c.variant]
         if (c.protocol, c.variant) != (protocol, variant)
     ]
     findings = Findings(

@@ -1,5 +1,5 @@
-"""How sure: 95 % intervals by bootstrap over test images, paired for differences, or by Student's t over seeds;
-widened where a network was drawn at random.
+"""How sure: 95 % intervals by bootstrap over test images, paired for differences, or by Student's t over seeds
+and over networks drawn at random.
 
 One set of resamples serves every subject and metric of an evaluation, which is what makes differences paired:
 the same images are drawn for both sides. A resample is a column of counts: how often each test image was drawn.
@@ -151,6 +151,7 @@ def next_draw_margin(values: Sequence[float] | np.ndarray) -> float:
     """How far one more draw may lie from the mean of these, at 95 %: t s sqrt(1 + 1/n); of one, 0.
 
     It holds for a model that is such a draw itself: of networks whose training did nothing, one in forty lies higher.
+    Measured on the same test images, the draws also differ by chance of these images, so that chance is in it.
     """
     from scipy.stats import t
 
@@ -160,11 +161,9 @@ def next_draw_margin(values: Sequence[float] | np.ndarray) -> float:
     return float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) * (1 + 1 / n) ** 0.5)
 
 
-def widened(value: float, low: float, high: float, margin: float) -> tuple[float, float]:
-    """An interval about value with a second, independent source of error: half-widths add in quadrature.
+def at_least(value: float, low: float, high: float, margin: float) -> tuple[float, float]:
+    """The interval (low, high) about value, on each side at least as wide as margin.
 
-    Zou and Donner 2008, Statistics in Medicine 27:1693 (MOVER), which keeps the interval's asymmetry.
+    Not their sum: both hold the chance of the test images.
     """
-    if margin == 0:
-        return low, high
-    return value - float(np.hypot(value - low, margin)), value + float(np.hypot(high - value, margin))
+    return min(low, value - margin), max(high, value + margin)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from attar.evaluation.intervals import next_draw_margin
 from attar.evaluation.metrics import LOWER_IS_BETTER, NO_SHARES
 
 COLLAPSED_STD = 0.02  # of normalised features, 1 for an isotropic cloud; pooled rectified features lie near 0.3
@@ -23,6 +24,7 @@ NAMES = {
     "pretrained": "the ImageNet-pretrained twin",
 }
 NO_WEIGHTS = "the model has no weights"  # why there is no random_init
+NOT_PUBLISHED = "nobody publishes weights of this network"  # why there is no pretrained
 _METRIC_NAMES = {
     "top1": "top-1",
     "roc_auc": "ROC-AUC",
@@ -80,7 +82,7 @@ class Findings:
     num_test: int
     num_seeds: int = 1  # draws of the labelled images; above one, intervals are over these
     comparisons: list[Comparison] = field(default_factory=list)  # of the main protocol and metric only
-    others: list[Comparison] = field(default_factory=list)  # with random initialisation, by the other protocols
+    others: list[Comparison] = field(default_factory=list)  # with random initialisation, by all else that was measured
     feature_std: float | None = None
     feature_rank: float | None = None
     seen_in_pretraining: str = ""  # the test images: "with labels", "without labels", or not
@@ -135,7 +137,8 @@ def _headline(f: Findings) -> str:
         return "NO CONTROLS: measured without anything to compare with, so nothing follows about whether it helped."
     best = f.controls[0]
     if best.outcome == "better":
-        return f"BETTER: the model beats the best control, {NAMES[best.subject]}, by {_difference(f, best)}."
+        drawn = ", drawn once" if best is random and not best.networks else ""
+        return f"BETTER: the model beats the best control, {NAMES[best.subject]}{drawn}, by {_difference(f, best)}."
     if best.outcome == "worse":
         return f"NOT ENOUGH: {NAMES[best.subject]} does better than the model, by {_points(f, -best.difference)}."
     return f"UNDECIDED: the model cannot be told from the best control, {NAMES[best.subject]}."
@@ -191,29 +194,28 @@ def _of_pretrained(f: Findings) -> str:
 
 
 def _by_others(f: Findings) -> str:
-    """Whether the other protocols say the same; all of them, so that none is picked."""
+    """Whether the other protocols, and other shares of the labels, say the same; all, so that none is picked."""
     if not f.others:
         return ""
     said = "; ".join(f"{c.protocol} {c.variant}".strip() + f" {c.outcome}, {_difference(f, c)}" for c in f.others)
-    return f"Against random initialisation by the other protocols: {said}."
+    return f"Against random initialisation, measured otherwise: {said}."
 
 
 def _how_sure(f: Findings) -> str:
     half = (f.high - f.low) / 2
     random = f.against("random_init")
-    if random and random.networks:
-        luck = f" That to random initialisation allows for what such networks differ by ({len(random.networks)} drawn)."
-    elif random:
-        luck = " Only one random initialisation was drawn; how much such networks differ is not known."
-    else:
-        luck = ""
     if f.num_seeds > 1:
         drawn = f"over {f.num_seeds} draws of the labelled images"
-        return f"How sure: ± {_points(f, half)} at 95 %, {drawn}; differences are paired by draw.{luck}"
-    sure = f"How sure: ± {_points(f, half)} at 95 %; differences are paired, on the same test images.{luck}"
-    if half > WIDE:
-        needed = _round_up(f.num_test * (half / WANTED) ** 2)
-        sure += f" That is wide: for ± {_points(f, WANTED)} about {needed:,} test images are needed."
+        sure = f"How sure: ± {_points(f, half)} at 95 %, {drawn}; differences are paired by draw."
+    else:
+        sure = f"How sure: ± {_points(f, half)} at 95 %; differences are paired, on the same test images."
+        if half > WIDE:
+            needed = _round_up(f.num_test * (half / WANTED) ** 2)
+            sure += f" That is wide: for ± {_points(f, WANTED)} about {needed:,} test images are needed."
+    if random and random.networks:
+        sure += f" Of {len(random.networks)} random initialisations the difference allows for what they differ by."
+    elif random:
+        sure += " Only one random initialisation was drawn; how much such networks differ is not known."
     return sure
 
 
@@ -225,10 +227,10 @@ def _next_steps(f: Findings) -> list[str]:
     if f.omitted.get("random_init") == NO_WEIGHTS:
         steps.append("these features are not learnt: train a network on your images (attar pretrain), and compare it.")
     elif random and random.outcome != "better":
-        steps.append(
-            "train longer and look at views.png: what the network is shown must hold what your labels depend on. "
-            "If the images are few, start from published weights (--pretrained)."
-        )
+        step = "train longer and look at views.png: what the network is shown must hold what your labels depend on."
+        if f.omitted.get("pretrained") != NOT_PUBLISHED:
+            step += " If the images are few, start from published weights (--pretrained)."
+        steps.append(step)
     elif pixels and pixels.outcome != "better":
         steps.append(
             "the augmentations may remove what the labels depend on (colour, position, scale): weaken them, "
@@ -258,12 +260,12 @@ def _more_images(f: Findings) -> list[str]:
     if not f.controls or f.controls[0].outcome != "not distinguishable":
         return []
     best = f.controls[0]
-    if best.networks:
+    half = (best.high - best.low) / 2
+    if best.networks and next_draw_margin(best.networks) > 0.99 * half:
         luck = _points(f, max(best.networks) - min(best.networks))
         return [f"untrained networks alone lie {luck} apart: train with other seeds too, to tell the gain from luck."]
     if f.num_seeds > 1:
         return [f"more draws (num_seeds) would tell whether it differs from {NAMES[best.subject]}."]
-    half = (best.high - best.low) / 2
     if abs(best.difference) <= half / 10:
         return [f"only a much larger, or harder, test set could tell the model from {NAMES[best.subject]}."]
     needed = _round_up(f.num_test * (half / abs(best.difference)) ** 2)
@@ -289,6 +291,7 @@ def _signed(f: Findings, value: float) -> str:
 
 
 def _difference(f: Findings, c: Comparison) -> str:
+    f = replace(f, metric=c.metric)
     unit = "" if f.metric in NO_SHARES else " points"
     return f"{_signed(f, c.difference)}{unit} ({_signed(f, c.low)} to {_signed(f, c.high)})"
 

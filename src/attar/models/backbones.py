@@ -353,7 +353,7 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
 
     options: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
     if pretrained:
-        _require_weights(spec.name)
+        options["pretrained_cfg_overlay"] = _source_of_weights(spec.name)
     if spec.drop_path:
         options["drop_path_rate"] = spec.drop_path
     flexible: tuple[dict[str, Any], ...] = (
@@ -381,8 +381,8 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     return network
 
 
-def cached_weights(name: str) -> str | None:
-    """The published name of timm's default weights of this network; None if loading them would download."""
+def cached_weights(name: str) -> tuple[str, Path] | None:
+    """The published name of timm's default weights of this network and their file; None if they are not here."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 
@@ -391,18 +391,18 @@ def cached_weights(name: str) -> str | None:
         return None
     if published.hf_hub_id:
         usual = ("model.safetensors", "pytorch_model.bin")
-        files = (published.hf_hub_filename,) if published.hf_hub_filename else usual
-        here = any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files)
-        return str(published.hf_hub_id) if here else None
-    if isinstance(published.url, str) and published.url:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
-        return file.name if file.is_file() else None
+        for file in (published.hf_hub_filename,) if published.hf_hub_filename else usual:
+            if isinstance(found := try_to_load_from_cache(published.hf_hub_id, file), str):
+                return str(published.hf_hub_id), Path(found)
+    elif isinstance(published.url, str) and published.url:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+        return (path.name, path) if path.is_file() else None
     return None
 
 
-def _require_weights(name: str) -> None:
-    """Asks the Hugging Face hub once for weights that are not in its cache: where there is no network, loading would
-    ask many times, for most of a minute, and say so each time.
+def _source_of_weights(name: str) -> dict[str, str]:
+    """What to tell timm: the file that is here, so that no network is asked; else nothing, if the Hugging Face hub
+    answers: it is asked once, because where there is none loading would ask for most of a minute, and say so each time.
 
     Raises:
         BackboneError: the weights are not here and the hub does not answer.
@@ -410,13 +410,16 @@ def _require_weights(name: str) -> None:
     import timm
     from huggingface_hub import HfApi
 
+    here = cached_weights(name)
+    if here is not None:
+        return {"file": str(here[1])}
     published = timm.get_pretrained_cfg(name)
-    if published is None or not published.hf_hub_id or cached_weights(name) is not None:
-        return
-    try:
-        HfApi().model_info(published.hf_hub_id, timeout=10)
-    except Exception as error:  # of the connection, of a proxy, or that the hub is not to be asked
-        raise BackboneError(_no_weights(name, error)) from error
+    if published is not None and published.hf_hub_id:
+        try:
+            HfApi().model_info(published.hf_hub_id, timeout=10)
+        except Exception as error:  # of the connection, of a proxy, or that the hub is not to be asked
+            raise BackboneError(_no_weights(name, error)) from error
+    return {}
 
 
 def _no_weights(name: str, error: Exception) -> str:
