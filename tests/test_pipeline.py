@@ -180,6 +180,14 @@ def test_an_argument_that_is_missing_is_found_before_anything_runs(tmp_path):
             },
             "--label-noise would be ignored: retrieval",
         ),
+        (
+            {"evaluate": {"run": "teacher", "labelled": "digits", "controls": "random_init"}},
+            "controls='random_init' is not accepted; give a list",
+        ),
+        (
+            {"evaluate": {"run": "teacher", "labelled": "digits", "num_untrained": "two"}},
+            "num_untrained='two' is not accepted",
+        ),
         ({"export": {"run": "teacher", "exits": True, "format": "int8"}}, "--exits is one ONNX graph"),
         ({"report": {"runs": ["teecher"]}}, "teecher is no earlier stage and no folder; earlier: teacher"),
         ({"name": "b", "pretrain": {**TRAINING, "source": ["a", "b"]}}, "give one folder, file or name"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from attar.data.images import Images, ImageSpec
 from attar.errors import RecipeError, unknown_name
-from attar.methods import entry
+from attar.methods import CATALOGUE, entry
 
 if TYPE_CHECKING:
     from attar.models.backbones import Backbone
@@ -264,6 +264,16 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def _methods_with(field_name: str) -> str:
+    """For an error: the built-in methods that do have such a field; empty where none has."""
+    recipes = {name: next(iter(load(name).RECIPES.values())) for name in CATALOGUE}
+    having = [name for name, recipe in recipes.items() if hasattr(recipe, field_name)]
+    if not having:
+        return ""
+    more = f" and {len(having) - 5} more" if len(having) > 5 else ""
+    return f" {field_name} is a field of {', '.join(having[:5])}{more}, not of this method."
+
+
 def make_views(name: str, recipe: Recipe, image: ImageSpec, backbone: Backbone) -> ViewMaker:
     """The view maker of a method for this backbone: those that mask patches are told how large these are."""
     module = load(name)
@@ -293,7 +303,8 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
     fields = {f.name: str(f.type) for f in dataclasses.fields(base)}
     for name in overrides:
         if name not in fields:
-            raise RecipeError(f"{method}: " + unknown_name("recipe field", name, fields, limit=40))
+            unknown = unknown_name("recipe field", name, fields, limit=40)
+            raise RecipeError(f"{method}: {unknown}{_methods_with(name)}")
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | overrides
     for name, given in overrides.items():
         if isinstance(given, str) and given.lower() in ("none", "null") and "None" in fields[name]:
