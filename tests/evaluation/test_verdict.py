@@ -50,7 +50,7 @@ def test_what_untrained_networks_differ_by_is_said():
     five = replace(against("random_init", 0.79, 0.01 - margin, 0.01 + margin), networks=networks)
     text = verdict(findings(five, PIXELS, num_test=500))
     assert "random initialisation: 79.0 % (mean of 5, 77.0 % to 81.0 %); the model is not" in text
-    assert "Of 5 random initialisations the difference allows for what they differ by." in text
+    assert "The difference to random initialisation allows for what the 5 of them differ by." in text
     assert "Next: untrained networks alone lie 4.0 points apart: train with other seeds too" in text
     assert "test images would settle" not in text, "the networks' spread would stay"
     alike = replace(against("random_init", 0.79, -0.03, 0.05), networks=(0.79, 0.791, 0.789))

@@ -213,7 +213,9 @@ def _how_sure(f: Findings) -> str:
             needed = _round_up(f.num_test * (half / WANTED) ** 2)
             sure += f" That is wide: for ± {_points(f, WANTED)} about {needed:,} test images are needed."
     if random and random.networks:
-        sure += f" Of {len(random.networks)} random initialisations the difference allows for what they differ by."
+        sure += (
+            f" The difference to random initialisation allows for what the {len(random.networks)} of them differ by."
+        )
     elif random:
         sure += " Only one random initialisation was drawn; how much such networks differ is not known."
     return sure
