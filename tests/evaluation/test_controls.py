@@ -155,6 +155,15 @@ def test_numbers_of_untrained_networks_that_are_none_or_say_nothing_are_an_error
         check_controls(("random_init",), number)
 
 
+def test_a_network_made_of_a_published_one_is_not_called_unpublished(model):
+    for name in ("lab_resnet18", "lightness_resnet18"):
+        with pytest.raises(Omitted, match="those of the network it is made of"):
+            controls.pretrained_twin(model(name))
+    timms = SimpleNamespace(spec=SimpleNamespace(name="tf_mobilenetv3_small_100", stem="standard"))
+    with pytest.raises(Omitted, match="are on this machine"):
+        controls.pretrained_twin(timms)
+
+
 def test_the_number_of_untrained_networks_is_not_ignored():
     assert check_controls(("random_init",), None) == 5
     assert check_controls(("pixels", "random_init"), 3) == 3

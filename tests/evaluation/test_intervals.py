@@ -130,6 +130,14 @@ def test_no_difference_seen_is_not_none():
     assert (1 - high) ** 50 == pytest.approx(0.025)  # a difference on more images than that would have shown
 
 
+def test_a_mean_of_equal_networks_is_equal():
+    drawn = np.arange(301) / 300
+    mean = np.mean([drawn] * 5, axis=0)
+    assert (mean != drawn).any(), "rounded"
+    low, high = paired_interval(drawn, mean, num_test=300)
+    assert low == -high < 0
+
+
 def test_seeds_interval_equals_the_t_table():
     low, high = seeds_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     half = 2.776 * np.std([1, 2, 3, 4, 5], ddof=1) / 5**0.5

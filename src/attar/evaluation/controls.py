@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -45,16 +46,16 @@ def check_controls(names: Sequence[str], num_untrained: int | None) -> int:
         return NUM_UNTRAINED
     if "random_init" not in names:
         raise RecipeError("evaluate: num_untrained would be ignored, because random_init is not among the controls.")
-    if not isinstance(num_untrained, int) or num_untrained is True or num_untrained < 1 or num_untrained == 2:
+    if not isinstance(num_untrained, Integral) or num_untrained is True or num_untrained < 1 or num_untrained == 2:
         raise RecipeError(
             f"evaluate: num_untrained={num_untrained!r} is not accepted; give 3 or more, so that it shows how much "
             "untrained networks differ, or 1 for a quick look that does not know."
         )
-    return num_untrained
+    return int(num_untrained)
 
 
 def build_control(name: str, model: Subject, *, num_untrained: int = NUM_UNTRAINED) -> Iterable[Subject]:
-    """The networks of one control, built one after another; raises Omitted if there is none."""
+    """The networks of one control, one after another; raises Omitted if there is none."""
     if name == "random_init":
         return random_init(model, num_untrained)
     if name == "pretrained":
@@ -79,19 +80,24 @@ def random_init(model: Subject, num_networks: int = 1) -> Iterator[Subject]:
     order = np.random.default_rng(0).permutation(len(train))
     some = train.subset(order[:STATISTICS_IMAGES])
     plain = _fresh(model, 0)
-    measured = _calibrated(plain, some)
-    calibrate = measured is not None and _stronger(measured, plain, train.subset(order[:CHOICE_IMAGES]))
-    yield measured if measured is not None and calibrate else plain
+    measured = replace(plain, backbone=copy.deepcopy(plain.backbone))
+    calibrate = _calibrate(measured, some) and _stronger(measured, plain, train.subset(order[:CHOICE_IMAGES]))
+    first = measured if calibrate else plain
     del plain, measured
+    yield first
+    del first
     for number in range(1, num_networks):
         fresh = _fresh(model, number)
-        yield (_calibrated(fresh, some) if calibrate else None) or fresh
+        if calibrate:
+            _calibrate(fresh, some)
+        yield fresh
 
 
 def _fresh(model: Subject, number: int) -> Subject:
     spec, task = model.spec, model.task
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence([task.seed, number]).generate_state(1)[0]))
+        seed = np.random.SeedSequence([task.seed, number]).generate_state(1)[0]
+        torch.default_generator.manual_seed(int(seed))  # of the CPU, where weights are drawn; those of GPUs stay
         network = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)
     if isinstance(network.network, SeesLab):
         network.network.expect(model.image.mean, model.image.std)
@@ -99,13 +105,13 @@ def _fresh(model: Subject, number: int) -> Subject:
     return Subject("random_init", network, model.image, task, {"batchnorm": "as initialised"} if norms else {})
 
 
-def _calibrated(plain: Subject, some: Images) -> Subject | None:
-    """The same network with statistics measured on these images; None where there is no BatchNorm."""
-    task, network = plain.task, copy.deepcopy(plain.backbone)
-    if not calibrate_batchnorm(network, some, plain.image, device=task.device, batch_size=task.batch_size):
-        return None
-    said = {"batchnorm": f"measured on {len(some)} training images"}
-    return Subject(plain.name, network, plain.image, task, said)
+def _calibrate(subject: Subject, some: Images) -> bool:
+    """Measure BatchNorm's statistics on these images; False where there is none."""
+    task = subject.task
+    if not calibrate_batchnorm(subject.backbone, some, subject.image, device=task.device, batch_size=task.batch_size):
+        return False
+    subject.settings = {"batchnorm": f"measured on {len(some)} training images"}
+    return True
 
 
 def _stronger(measured: Subject, plain: Subject, some: Images) -> bool:
@@ -154,6 +160,8 @@ def pretrained_twin(model: Subject) -> Subject:
 
     spec = model.spec
     published = timm.get_pretrained_cfg(spec.name) if timm.is_model(spec.name) else None
+    if published is None and timm.is_model(spec.name.partition("_")[2]):
+        raise Omitted("published weights are those of the network it is made of")
     if published is None or not (published.hf_hub_id or published.url):
         raise Omitted(NOT_PUBLISHED)
     weights = cached_weights(spec.name)

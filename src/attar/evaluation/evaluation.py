@@ -158,8 +158,8 @@ def evaluate(
         classifier, teacher_classifier: what these were trained with, for the protocol of that name.
         exits: early exits of the model by name, from the shallowest, for the protocol of that name.
         seed: of the split, the subsets, random_init and the resamples.
-        num_untrained: networks of random_init (default 5); their values are averaged, and intervals are as wide as
-            they differ. With 1 that is not known.
+        num_untrained: networks of random_init (default 5); their values are averaged, and intervals are at least
+            as wide as they differ. With 1 that is not known.
         label_noise: "symmetric:0.4", "asymmetric:0.4": what probes learn from is wrong for such a share of each class;
             what is measured on is never touched.
         omitted: what the caller could not bring, and why; the verdict names it.

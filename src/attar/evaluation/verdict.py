@@ -194,7 +194,7 @@ def _of_pretrained(f: Findings) -> str:
 
 
 def _by_others(f: Findings) -> str:
-    """Whether the other protocols, and other shares of the labels, say the same; all, so that none is picked."""
+    """Whether the other protocols, and other shares of the labels, say the same; all of this evaluation."""
     if not f.others:
         return ""
     said = "; ".join(f"{c.protocol} {c.variant}".strip() + f" {c.outcome}, {_difference(f, c)}" for c in f.others)
@@ -262,12 +262,12 @@ def _more_images(f: Findings) -> list[str]:
     if not f.controls or f.controls[0].outcome != "not distinguishable":
         return []
     best = f.controls[0]
-    half = (best.high - best.low) / 2
-    if best.networks and next_draw_margin(best.networks) > 0.99 * half:
+    if best.networks and next_draw_margin(best.networks) >= abs(best.difference):
         luck = _points(f, max(best.networks) - min(best.networks))
         return [f"untrained networks alone lie {luck} apart: train with other seeds too, to tell the gain from luck."]
     if f.num_seeds > 1:
         return [f"more draws (num_seeds) would tell whether it differs from {NAMES[best.subject]}."]
+    half = (best.high - best.low) / 2
     if abs(best.difference) <= half / 10:
         return [f"only a much larger, or harder, test set could tell the model from {NAMES[best.subject]}."]
     needed = _round_up(f.num_test * (half / abs(best.difference)) ** 2)

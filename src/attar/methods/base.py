@@ -267,7 +267,7 @@ def load(name: str) -> ModuleType:
 def _methods_with(field_name: str) -> str:
     """For an error: the built-in methods that do have such a field; empty where none has."""
     recipes = {name: next(iter(load(name).RECIPES.values())) for name in CATALOGUE}
-    having = [name for name, recipe in recipes.items() if hasattr(recipe, field_name)]
+    having = [name for name, recipe in recipes.items() if field_name in {f.name for f in dataclasses.fields(recipe)}]
     if not having:
         return ""
     more = f" and {len(having) - 5} more" if len(having) > 5 else ""

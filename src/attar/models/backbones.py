@@ -400,7 +400,7 @@ def cached_weights(name: str) -> tuple[str, Path] | None:
     return None
 
 
-def _source_of_weights(name: str) -> dict[str, str]:
+def _source_of_weights(name: str) -> dict[str, Any]:
     """What to tell timm: the file that is here, so that no network is asked; else nothing, if the Hugging Face hub
     answers: it is asked once, because where there is none loading would ask for most of a minute, and say so each time.
 
@@ -412,7 +412,7 @@ def _source_of_weights(name: str) -> dict[str, str]:
 
     here = cached_weights(name)
     if here is not None:
-        return {"file": str(here[1])}
+        return {"file": str(here[1]), "custom_load": False}  # which is for the authors' own files, not for these
     published = timm.get_pretrained_cfg(name)
     if published is not None and published.hf_hub_id:
         try:
