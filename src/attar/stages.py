@@ -312,7 +312,7 @@ def evaluate(
     Returns:
         rows {protocol, metric, value, low, high, settings, subject} and a verdict in words.
     """
-    from attar.evaluation.controls import CONTROLS
+    from attar.evaluation.controls import named_controls
     from attar.evaluation.evaluation import evaluate as measure
     from attar.evaluation.protocols import parse_protocol
     from attar.models.saved import load_backbone
@@ -338,7 +338,7 @@ def evaluate(
         train,
         held_out,
         protocols=tuple(protocols),
-        controls=CONTROLS if controls is True else tuple(controls or ()),
+        controls=named_controls(controls),
         teacher=taught_by and taught_by[:2],
         classifier=classifier,
         teacher_classifier=taught_by and taught_by[2],
@@ -370,12 +370,12 @@ def check_evaluation(
     num_untrained: int | None = None,
 ) -> None:
     """What the request of an evaluation alone shows to be wrong, before images are decoded."""
-    from attar.evaluation.controls import CONTROLS, check_controls
+    from attar.evaluation.controls import check_controls, named_controls
     from attar.evaluation.protocols import check_label_noise, parse_protocol
     from attar.train.distributed import choose_device
     from attar.train.loop import choose_precision
 
-    check_controls(CONTROLS if controls is True else controls or (), num_untrained)
+    check_controls(named_controls(controls), num_untrained)
     check_label_noise([parse_protocol(protocol) for protocol in protocols], label_noise)
     choose_precision(precision, choose_device(device))
 

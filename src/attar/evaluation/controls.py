@@ -19,7 +19,7 @@ from attar.errors import RecipeError, unknown_name
 from attar.evaluation.features import match_channels, read_ahead
 from attar.evaluation.subject import Subject
 from attar.evaluation.verdict import NO_WEIGHTS, NOT_PUBLISHED
-from attar.models.backbones import build_backbone, cached_weights, evaluation_mode
+from attar.models.backbones import build_backbone, cached_weights, evaluation_mode, published_config
 from attar.models.lab import SeesLab
 from attar.views.augmentation import CentreView
 
@@ -33,6 +33,11 @@ NUM_UNTRAINED = 5
 
 class Omitted(Exception):
     """A control that cannot be built here; the text says why. It is listed in the verdict, not an error."""
+
+
+def named_controls(controls: bool | Sequence[str]) -> Sequence[str]:
+    """True stands for all, False for none."""
+    return CONTROLS if controls is True else controls or ()
 
 
 def check_controls(names: Sequence[str], num_untrained: int | None) -> int:
@@ -101,8 +106,8 @@ def _fresh(model: Subject, number: int) -> Subject:
         network = build_backbone(spec.name, channels=spec.channels, image_size=spec.image_size, stem=spec.stem)
     if isinstance(network.network, SeesLab):
         network.network.expect(model.image.mean, model.image.std)
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
-    return Subject("random_init", network, model.image, task, {"batchnorm": "as initialised"} if norms else {})
+    settings = {"batchnorm": "as initialised"} if _norms(network) else {}
+    return Subject("random_init", network, model.image, task, settings)
 
 
 def _calibrate(subject: Subject, some: Images) -> bool:
@@ -127,7 +132,7 @@ def calibrate_batchnorm(
     backbone: nn.Module, images: Images, image: ImageSpec, *, device: torch.device | str, batch_size: int
 ) -> bool:
     """Set running statistics to their mean over these images; False where there is no BatchNorm."""
-    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = _norms(backbone)
     if not norms:
         return False
     backbone.to(device)
@@ -145,6 +150,11 @@ def calibrate_batchnorm(
     return True
 
 
+def _norms(backbone: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The BatchNorms that keep running statistics."""
+    return [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
 def _parameter_free(model: Subject, name: str, largest: int) -> Subject:
     size = min(model.image.size, largest)
     if model.spec.name == name and model.image.size == size:
@@ -156,11 +166,9 @@ def _parameter_free(model: Subject, name: str, largest: int) -> Subject:
 
 def pretrained_twin(model: Subject) -> Subject:
     """The same timm architecture with its published weights and their normalisation, if they are on this machine."""
-    import timm
-
     spec = model.spec
-    published = timm.get_pretrained_cfg(spec.name) if timm.is_model(spec.name) else None
-    if published is None and timm.is_model(spec.name.partition("_")[2]):
+    published = published_config(spec.name)
+    if published is None and published_config(spec.name.partition("_")[2]) is not None:
         raise Omitted("published weights are those of the network it is made of")
     if published is None or not (published.hf_hub_id or published.url):
         raise Omitted(NOT_PUBLISHED)

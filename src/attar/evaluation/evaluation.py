@@ -320,22 +320,21 @@ class _Measured:
         num_test = len(self.task.test)
         mean = _mean(networks)
         by_network = [float(network.seeds.mean()) for network in networks]
-        value, margin = float(np.mean(by_network)), next_draw_margin(by_network)
+        value = float(np.mean(by_network))
         if mean.drawn is not None:
             interval = f"bootstrap, {self.counts.shape[1]} resamples"
             low, high = bootstrap_interval(mean.drawn, num_test=num_test)
         else:
             interval = f"t, {len(mean.seeds)} seeds"
             low, high = seeds_interval(mean.seeds)
-        several = {}
+        settings = mean.settings
         if len(networks) > 1:
-            several = {"networks": by_network}
+            settings = settings | {"networks": by_network}
             interval += f"; at least that of t, {len(networks)} networks"
-            low, high = at_least(value, low, high, margin)
+            low, high = at_least(value, low, high, next_draw_margin(by_network))
         settings = {
             "variant": variant,
-            **mean.settings,
-            **several,
+            **settings,
             "seed": self.task.seed,
             "num_train": len(self.task.train),
             "num_test": num_test,
@@ -353,16 +352,21 @@ class _Measured:
         if subject == "model":
             self._model[key] = mean
         elif key in self._model:
-            own = self._model[key]
-            if own.drawn is not None and mean.drawn is not None:
-                low, high = paired_interval(own.drawn, mean.drawn, num_test=num_test)
-            else:
-                low, high = seeds_interval(own.seeds - mean.seeds)
-            ours = float(own.seeds.mean())
-            if several:
-                low, high = at_least(ours - value, low, high, margin)
-            drawn = tuple(by_network) if several else ()
-            self.comparisons.append(Comparison(*key, subject, ours, value, low, high, drawn))
+            self._compare(subject, key, mean, by_network)
+
+    def _compare(self, subject: str, key: tuple[str, str, str], theirs: _Value, by_network: list[float]) -> None:
+        """theirs: the mean of the networks, whose own values are by_network."""
+        own = self._model[key]
+        if own.drawn is not None and theirs.drawn is not None:
+            low, high = paired_interval(own.drawn, theirs.drawn, num_test=len(self.task.test))
+        else:
+            low, high = seeds_interval(own.seeds - theirs.seeds)
+        ours, value = float(own.seeds.mean()), float(np.mean(by_network))
+        networks: tuple[float, ...] = ()
+        if len(by_network) > 1:
+            networks = tuple(by_network)
+            low, high = at_least(ours - value, low, high, next_draw_margin(by_network))
+        self.comparisons.append(Comparison(*key, subject, ours, value, low, high, networks))
 
 
 @dataclass(frozen=True)

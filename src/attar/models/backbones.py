@@ -381,12 +381,18 @@ def _build_timm(spec: BackboneSpec, pretrained: bool) -> nn.Module:
     return network
 
 
+def published_config(name: str) -> Any:
+    """What timm says of a network's default weights (their place, the images they want); None for other names."""
+    import timm
+
+    return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+
+
 def cached_weights(name: str) -> tuple[str, Path] | None:
     """The published name of timm's default weights of this network and their file; None if they are not here."""
-    import timm
     from huggingface_hub import try_to_load_from_cache
 
-    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    published = published_config(name)
     if published is None:
         return None
     if published.hf_hub_id:
@@ -407,13 +413,12 @@ def _source_of_weights(name: str) -> dict[str, Any]:
     Raises:
         BackboneError: the weights are not here and the hub does not answer.
     """
-    import timm
     from huggingface_hub import HfApi
 
     here = cached_weights(name)
     if here is not None:
         return {"file": str(here[1]), "custom_load": False}  # which is for the authors' own files, not for these
-    published = timm.get_pretrained_cfg(name)
+    published = published_config(name)
     if published is not None and published.hf_hub_id:
         try:
             HfApi().model_info(published.hf_hub_id, timeout=10)

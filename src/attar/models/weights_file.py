@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attar.data.images import ImageSpec
 from attar.errors import BackboneError, CheckpointError
 from attar.models import handcrafted
-from attar.models.backbones import Backbone, build_backbone, check_name
+from attar.models.backbones import Backbone, build_backbone, check_name, published_config
 from attar.models.saved import check_coverage, file_digest, plain_image, timm_image
 
 logger = logging.getLogger("attar")
@@ -52,7 +52,7 @@ def is_there(spec: str | Path) -> bool:
 def has_no_size(spec: str | Path) -> bool:
     """NAME@FILE of a network that nobody published weights of, so that nothing tells what images it is for."""
     parts = name_and_file(spec)
-    return parts is not None and _published(parts[0]) is None
+    return parts is not None and published_config(parts[0]) is None
 
 
 def absolute(spec: str | Path) -> str:
@@ -92,7 +92,7 @@ def load_named(
         BackboneError, CheckpointError: as `check` and `fill`.
     """
     check(name, path)
-    published = _published(name)
+    published = published_config(name)
     size = image_size or (published.input_size[-1] if published else 224)
     backbone = build_backbone(name, channels=channels or 3, image_size=size)
     held = read_tensors(path)
@@ -172,13 +172,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         several = f"several networks ({', '.join(parts)})" if parts else f"no tensors by name (a {type(held).__name__})"
         raise CheckpointError(f"{path} holds {several}; give a file with the state_dict of one network.")
     return dict(next(iter(parts.values())))
-
-
-def _published(name: str) -> Any:
-    """What timm says of the images of a network's published weights; None for others."""
-    import timm
-
-    return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 
 def _channels_held(backbone: Backbone, held: dict[str, Tensor]) -> int | None:
