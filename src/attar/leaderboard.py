@@ -70,7 +70,7 @@ class Size:
 SIZES = {
     "quick": Size(
         images=5_000,
-        test_images=2_000,
+        test_images=10_000,
         image_size=32,
         backbone="resnet8",
         vit="vit_micro_p4",
@@ -79,7 +79,7 @@ SIZES = {
     ),
     "cpu": Size(
         images=10_000,
-        test_images=2_000,
+        test_images=10_000,
         image_size=32,
         backbone="resnet20",
         vit="vit_micro_p4",

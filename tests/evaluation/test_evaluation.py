@@ -55,6 +55,12 @@ def test_shape_only_classes_are_told_by_hog_not_by_pixels(evaluation):
     assert evaluation.verdict.splitlines()[0].split(":")[0] in ("NO GAIN", "NOT ENOUGH", "UNDECIDED", "BETTER")
 
 
+def test_all_labels_of_low_label_are_linear_and_not_said_again(striped, spec, network):
+    found = evaluate(network, spec, striped(60), **QUIET, protocols=("linear", "low_label:0.5,1"))
+    assert {"50 %", "100 %"} <= {row["settings"]["variant"] for row in found.rows}
+    assert "measured otherwise: low_label 50 %" in found.verdict and "low_label 100 %" not in found.verdict
+
+
 def test_wrong_labels_are_learned_from_and_never_measured_on(striped, spec, network):
     """Two classes, nine of ten training labels swapped: what was learned is the opposite, and is counted as wrong."""
     train, test = striped(60), striped(40, seed=1, first_id=500, name="other")

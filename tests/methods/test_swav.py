@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from attar.losses import sinkhorn, swapped_prediction
-from attar.methods.clustering.swav import RECIPES
+from attar.methods.clustering.swav import MOST_PROTOTYPES, RECIPES
 from attar.train.optimisers import build_optimiser, drop_frozen_gradients
 
 
@@ -86,12 +86,16 @@ def test_queues_hold_unit_embeddings_of_their_own_crop_and_are_scored_by_current
     assert (joined - sinkhorn(own, epsilon=0.05, iterations=3)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("queue_length, said", [(0, True), (17, True), (18, False)])  # 6 images, 24 prototypes
-def test_more_prototypes_than_embeddings_are_said(bench, caplog, queue_length, said):
+@pytest.mark.parametrize("queue_length, said", [(0, True), (1, True), (2, False)])  # 6 images
+def test_more_than_four_prototypes_an_image_are_said(bench, caplog, queue_length, said):
     with caplog.at_level(logging.WARNING, logger="attar"):
-        bench("swav", queue_length=queue_length)
-    text = f"swav: 24 prototypes share a batch of 6 and a queue of {queue_length}"
-    assert (text in caplog.text) == said and ("-s queue_length=18" in caplog.text) == said
+        bench("swav", num_prototypes=30, queue_length=queue_length)
+    text = f"swav: 30 prototypes share a batch of 6 and a queue of {queue_length}"
+    assert (text in caplog.text) == said and ("-s queue_length=2" in caplog.text) == said
+
+
+def test_no_recipe_has_too_many_prototypes_for_its_own_batch():
+    assert all(r.num_prototypes <= MOST_PROTOTYPES * (r.batch_size + r.queue_length) for r in RECIPES.values())
 
 
 def test_recipes_are_the_papers():

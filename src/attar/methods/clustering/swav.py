@@ -53,6 +53,8 @@ from attar.views.makers import MakeMultiCrop
 
 logger = logging.getLogger("attar")
 
+MOST_PROTOTYPES = 4  # for an image of batch and queue: as many as recipe "small" has, the benchmark's; SEER has 1.8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SwAVRecipe(Recipe):
@@ -183,15 +185,16 @@ class SwAV(Method):
         )
         self._new_embeddings: list[Tensor] = []  # (2, B, E) of this step; they enter the queues after it
         num_assigned = recipe.batch_size + recipe.queue_length
-        if num_assigned < recipe.num_prototypes:
+        if num_assigned * MOST_PROTOTYPES < recipe.num_prototypes:
             logger.warning(
-                "swav: %d prototypes share a batch of %d and a queue of %d, so not each of them can get an image, and "
-                "equal use is a false constraint; consider -s num_prototypes=%d or -s queue_length=%d.",
+                "swav: %d prototypes share a batch of %d and a queue of %d, more than %d for an image, and equal use is "
+                "a false constraint; consider at most -s num_prototypes=%d, or at least -s queue_length=%d.",
                 recipe.num_prototypes,
                 recipe.batch_size,
                 recipe.queue_length,
-                num_assigned,
-                recipe.num_prototypes - recipe.batch_size,
+                MOST_PROTOTYPES,
+                num_assigned * MOST_PROTOTYPES,
+                -(-recipe.num_prototypes // MOST_PROTOTYPES) - recipe.batch_size,
             )
 
     def step(self, batch: MultiCrop, progress: Progress) -> StepOutput:
