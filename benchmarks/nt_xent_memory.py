@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import time
 import torch
 
 from attar.losses import nt_xent
+from attar.train.memory import peak_memory_of_process
 
 TEMPERATURE = 0.1
 WIDTH = 128
@@ -48,16 +48,13 @@ def _memory_now(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    return peak_memory_of_process()
 
 
 def _peak_memory(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
-
-
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+    return peak_memory_of_process()
 
 
 def main() -> None:

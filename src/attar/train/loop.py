@@ -10,7 +10,6 @@ import contextlib
 import copy
 import logging
 import statistics
-import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from attar.train.distributed import World
 from attar.train.health import HealthMonitor, online_knn
 from attar.train.interrupt import Signals
 from attar.train.log import JsonLines, MetricsLog, read_json_lines
+from attar.train.memory import peak_memory_of_process
 from attar.train.optimisers import build_optimiser, clip_gradients, drop_frozen_gradients, set_rates
 from attar.train.progress import TrainingBar
 from attar.train.run import RunFolder
@@ -210,7 +210,7 @@ def fit(job: Job, run: RunFolder, *, identity: dict[str, Any], resume: bool = Fa
     seconds = time.monotonic() - began
     rate = (step - start) * job.recipe.batch_size / max(seconds, 1e-9)
     rows = read_json_lines(run / "metrics.jsonl") if log is not None else []
-    peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else _process_memory()
+    peak_memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else peak_memory_of_process()
     return FitResult(
         step=step,
         total_steps=plan.total_steps,
@@ -306,15 +306,6 @@ def _restore(job: Job, run: RunFolder, identity: dict[str, Any]) -> int:
     if job.world.is_main:
         logger.info("Resuming %s at step %d of %d.", run.path, state["step"], job.plan.total_steps)
     return int(state["step"])
-
-
-def _process_memory() -> int:
-    """The largest resident size of this process so far, in bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _must_be_finite(job: Job, step: int) -> None:

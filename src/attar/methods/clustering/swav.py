@@ -187,8 +187,8 @@ class SwAV(Method):
         num_assigned = recipe.batch_size + recipe.queue_length
         if num_assigned * MOST_PROTOTYPES < recipe.num_prototypes:
             logger.warning(
-                "swav: %d prototypes share a batch of %d and a queue of %d, more than %d for an image, and equal use is "
-                "a false constraint; consider at most -s num_prototypes=%d, or at least -s queue_length=%d.",
+                "swav: %d prototypes share a batch of %d and a queue of %d, more than %d for an image, and equal use "
+                "is a false constraint; consider at most -s num_prototypes=%d, or at least -s queue_length=%d.",
                 recipe.num_prototypes,
                 recipe.batch_size,
                 recipe.queue_length,
