@@ -246,6 +246,15 @@ def with_own_group(method: Method, part: nn.Module, **settings: Any) -> list[dic
     return [{"params": [p for p in method.parameters() if id(p) not in ids]}, {"params": own, **settings}]
 
 
+def without_decay(method: Method, *endings: str) -> list[dict[str, Any]]:
+    """Parameter groups in which those whose names end so have no weight decay (see `Method.parameter_groups`)."""
+    named = [item for item in method.named_parameters() if item[1].requires_grad]
+    return [
+        {"params": [item for item in named if not item[0].endswith(endings)]},
+        {"params": [item for item in named if item[0].endswith(endings)], "weight_decay_scale": 0.0},
+    ]
+
+
 def load(name: str) -> ModuleType:
     """The module of a method: METHOD, RECIPES, views. An unknown name is a RecipeError with the nearest ones."""
     path = entry(name).module

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import RecipeError, unknown_name
+from attar.losses.inputs import full_precision
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 NORMS = (None, "batch", "batch_no_shift", "batch_no_affine")
@@ -117,5 +118,11 @@ class DINOHead(nn.Module):
         return F.normalize(self.mlp(features), dim=-1)
 
     def scores(self, embedding: Tensor) -> Tensor:
-        """(..., K); linear, so the scores of a mean embedding are the mean of the scores."""
-        return F.linear(embedding, F.normalize(self.last_layer.weight, dim=1))
+        """(..., K), float32 or better; linear, so the scores of a mean embedding are the mean of the scores."""
+        return _cosines(embedding, self.last_layer.weight)
+
+
+@full_precision
+def _cosines(embedding: Tensor, weight: Tensor) -> Tensor:
+    """Of unit embeddings with rows of any length; a softmax divides them by 0.04, for which 8 bits are too few."""
+    return F.linear(embedding, F.normalize(weight, dim=1))

@@ -63,7 +63,8 @@ def block_masks(
     Returns:
         bool (B, grid * grid).
 
-    Source: Bao et al. 2022 (BEiT), arXiv:2106.08254, algorithm 1; as in iBOT and DINOv2.
+    Source: Bao et al. 2022 (BEiT), arXiv:2106.08254, algorithm 1, as iBOT (smallest: (grid // 3)^2)
+    and DINOv2 (4) have it in their published code.
     Differs: at most `attempts` rectangles are tried in all.
     """
     device = num_masked.device

@@ -103,8 +103,9 @@ RECIPES = {
         queue_length=3840,
     ),
     # Goyal et al. 2021, section 3. Crops, prototypes, iterations, decay and the head without batch norm are also in the
-    # published config of its successor, RegNet-10B, whose epsilon is 0.03, the warm-up in the name of its published
-    # weights (which has 64 nodes with 16 images on a GPU, 8192 with eight each); batch size and rates from memory.
+    # published config of its successor, RegNet-10B, where epsilon is found, too; the warm-up is in the name of its
+    # published weights (which has 64 nodes with 16 images on a GPU, 8192 with eight each); batch size and rates from
+    # memory.
     "seer": SwAVRecipe(
         epochs=1,
         batch_size=8704,
@@ -116,6 +117,7 @@ RECIPES = {
         decay_bias_and_norm=True,
         num_prototypes=16000,
         sinkhorn_iterations=10,
+        sinkhorn_epsilon=0.03,
         freeze_prototypes_fraction=313 / 122000,  # SwAV's number of updates
         projector_hidden_dim=8192,
         projector_layers=3,

@@ -76,7 +76,7 @@ RECIPES = {
         base_lr=0.1,
         lr_drops=(30 / 90, 60 / 90),
         weight_decay=1e-4,
-        own_share=0.3,  # supplement, as lgcnsai/PS-KD-Pytorch: issue 4 quotes it
+        own_share=0.3,  # supplement, as quoted in issue 4 of lgcnsai/PS-KD-Pytorch
         crop="resized",
     ),
     "small": PAPER,

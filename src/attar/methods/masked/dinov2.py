@@ -20,8 +20,9 @@ Learning rates fall from the last block to the first by `layer_decay`, and the p
 Differs: the published default file shares the head and centres by softmax, the paper and its large models do neither:
 we follow the paper. Each global view is masked with probability 1/2 by a uniform share, where the code spreads the
 shares evenly over a batch. KoLeo's neighbours are sought over all processes. With a softmax the code's patch centre is
-the mean over masked patches, ours over all. No drop-path; layer scale only if the backbone has it; the schedules of
-the high-resolution phase are left out.
+the mean over masked patches, ours over all. The code clips the gradients of backbone and heads each
+by itself, here one norm is over all; its teacher's temperature rises by the step, here by the epoch, as DINO's. No
+drop-path; layer scale only if the backbone has it; the schedules of the high-resolution phase are left out.
 
 Cost: as iBOT; with K = 65536 the scores of the masked patches are most of the memory: M x K numbers, several times.
 Choose it when data are plenty (a million images and more) and one frozen backbone must serve image-level and
@@ -234,15 +235,15 @@ class DINOv2(Method):
         """Target probabilities of the class tokens (2B, K) and of the masked patches (M, K) of the whole views."""
         backbone, head, patch_head = cast(Iterable[Any], self.teacher.module)
         tokens = tokens_of(backbone, views)
-        scores = head(tokens.cls).float()
+        scores = head(tokens.cls)
         if self.recipe.centring == "sinkhorn":
-            patch_scores = patch_head(tokens.patches[masks]).float()
+            patch_scores = patch_head(tokens.patches[masks])
             balanced = {"epsilon": temperature, "iterations": self.recipe.sinkhorn_iterations}
             return sinkhorn(scores, **balanced), sinkhorn(patch_scores, **balanced)  # type: ignore[arg-type]
         z = patch_head.embedding(tokens.patches)  # (2B, N, E)
-        patch_mean = patch_head.scores(z.mean(dim=(0, 1))[None]).float()  # the mean of all patches' scores
+        patch_mean = patch_head.scores(z.mean(dim=(0, 1))[None])  # the mean of all patches' scores
         self._teacher_means.append(torch.cat([scores.mean(dim=0, keepdim=True), patch_mean], dim=1))
-        patch_scores = patch_head.scores(z[masks]).float()
+        patch_scores = patch_head.scores(z[masks])
         return (
             torch.softmax((scores - self.centre) / temperature, dim=1),
             torch.softmax((patch_scores - self.patch_centre) / temperature, dim=1),

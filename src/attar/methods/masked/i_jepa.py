@@ -15,8 +15,8 @@ No mirroring, no colours: only crops. There is no class token, so the backbone m
 
 Differs: block sizes are drawn for every image, and no mask is cut to the smallest of the batch; padding is left out of
 attention and loss instead (see `context_and_targets`). Smooth L1 as published, the paper has the squared distance. The
-backbone keeps its own, learned positions (the paper's are sines and cosines). Warm-up starts near 0, not at 2e-4. What
-is kept is the student; the paper evaluates the teacher.
+backbone keeps its own, learned positions, without weight decay (the paper's are fixed sines and cosines). Warm-up
+starts near 0, not at 2e-4. What is kept is the student; the paper evaluates the teacher.
 
 Cost: one and a half forward and half a backward pass of a view, and the predictor on four sets of tokens; memory for
 two networks.
@@ -27,6 +27,7 @@ backbone is a vision transformer. It needs long training before the features are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from attar.data.images import ImageSpec
 from attar.losses import masked_smooth_l1
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, without_decay
 from attar.models.backbones import Backbone
 from attar.models.decoder import PatchDecoder
 from attar.models.momentum import MomentumTeacher
@@ -51,7 +52,7 @@ class IJEPARecipe(Recipe):
     momentum: float = 0.996  # of the teacher at the first step; published configuration
     predictor_dim: int = 384  # published configuration
     predictor_depth: int = 12  # 6 for ViT-B
-    predictor_heads: int = 12
+    predictor_heads: int = 16  # as the encoder's: ViT-H 16, ViT-B 12; published code
     num_targets: int = 4  # section 3
     target_scale: tuple[float, float] = (0.15, 0.2)  # area share; section 3
     target_aspect: tuple[float, float] = (0.75, 1.5)  # height / width; section 3
@@ -89,9 +90,7 @@ RECIPES = {
 
 def views(recipe: IJEPARecipe, image: ImageSpec, patch_size: int = 16) -> MakeContextAndTargets:
     """Crops only, and the blocks."""
-    crop = Augmentation(
-        image, scale=recipe.crop_scale, flip=0.0, jitter=None, grey=0.0, blur=0.0, interpolation="bicubic"
-    )
+    crop = Augmentation(image, scale=recipe.crop_scale, flip=0.0, jitter=None, grey=0.0, blur=0.0)
     return MakeContextAndTargets(
         crop,
         grid=grid_of(image.size, patch_size, "i_jepa"),
@@ -154,6 +153,10 @@ class IJEPA(Method):
     def after_step(self, progress: Progress) -> None:
         start = self.recipe.momentum
         self.teacher.update(self.backbone, start + (1 - start) * progress.fraction)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """No weight decay on the positions, which would pull them to 0."""
+        return without_decay(self, "pos_embed")
 
 
 METHOD = IJEPA

@@ -138,6 +138,7 @@ def views(recipe: IBOTRecipe, image: ImageSpec, patch_size: int = 16) -> MakeMas
         grid=grid,
         probability=recipe.mask_probability,
         ratio=recipe.mask_ratio,
+        smallest=(grid // 3) ** 2,  # published code
     )
 
 
@@ -199,11 +200,11 @@ class IBOT(Method):
         """Scores of the class tokens (2B, K) and of the masked patches (M, K) of the whole views."""
         backbone, head = cast(Iterable[Any], self.teacher.module)
         tokens = tokens_of(backbone, views)
-        scores = head(tokens.cls).float()
+        scores = head(tokens.cls)
         z = head.embedding(tokens.patches)  # (2B, N, E)
-        patch_mean = head.scores(z.mean(dim=(0, 1))[None]).float()  # the mean of all patches' scores
+        patch_mean = head.scores(z.mean(dim=(0, 1))[None])  # the mean of all patches' scores
         self._teacher_means.append(torch.cat([scores.mean(dim=0, keepdim=True), patch_mean], dim=1))
-        return scores, head.scores(z[masks]).float()
+        return scores, head.scores(z[masks])
 
     def after_step(self, progress: Progress) -> None:
         centre, patch_centre = gather_rows(torch.cat(self._teacher_means)).mean(dim=0, keepdim=True).chunk(2, dim=1)

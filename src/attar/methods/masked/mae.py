@@ -9,8 +9,9 @@ He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.0
 
 There is no state besides the weights. The decoder is thrown away; mask tokens never enter the backbone.
 
-Differs: the backbone keeps its own, learned positions (the paper's are fixed sines and cosines, as the decoder's are
-here). The decoder computes its prediction at hidden places only; the paper's predicts everywhere and ignores the rest.
+Differs: the backbone keeps its own, learned positions, without weight decay (the paper's are fixed sines and cosines,
+as the decoder's are here). The decoder computes its prediction at hidden places only; the paper's predicts everywhere
+and ignores the rest.
 
 Cost: by multiplications, a third (ViT-L) to a half (ViT-B) of one forward and backward of a view, because the backbone
 sees a quarter of the patches; memory likewise.
@@ -21,12 +22,13 @@ pretraining without colour augmentation. Its frozen features are weak: do not ju
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from attar.data.images import ImageSpec
 from attar.losses import masked_mse, normalise_patches
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, without_decay
 from attar.models.backbones import Backbone
 from attar.models.decoder import PatchDecoder
 from attar.models.tokens import Tokens, check_tokens, embed, indices_of, patch_size, patchify, pool, run_blocks, take
@@ -111,6 +113,10 @@ class MAE(Method):
             target = normalise_patches(target)
         loss = masked_mse(prediction, target, torch.ones_like(hidden, dtype=torch.bool))
         return StepOutput(loss, {"pixels": loss.detach()}, pool(self.backbone, encoded).detach())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """No weight decay on the positions, which would pull them to 0."""
+        return without_decay(self, "pos_embed")
 
 
 METHOD = MAE

@@ -28,7 +28,7 @@ from torch import nn
 
 from attar.data.images import ImageSpec
 from attar.losses import masked_l1
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, without_decay
 from attar.models.backbones import Backbone
 from attar.models.tokens import check_tokens, patch_size, patchify, pool, tokens_of
 from attar.views.augmentation import Augmentation
@@ -73,9 +73,7 @@ RECIPES = {
 
 def views(recipe: SimMIMRecipe, image: ImageSpec, patch_size: int = 16) -> MakeMaskedView:
     """Crops and mirror images only, and a mask of large squares."""
-    crop = Augmentation(
-        image, scale=recipe.crop_scale, flip=0.5, jitter=None, grey=0.0, blur=0.0, interpolation="bicubic"
-    )
+    crop = Augmentation(image, scale=recipe.crop_scale, flip=0.5, jitter=None, grey=0.0, blur=0.0)
     grid = grid_of(image.size, patch_size, "simmim")
     return MakeMaskedView(crop, grid=grid, ratio=recipe.mask_ratio, cell=_cell(recipe.mask_cell, grid))
 
@@ -109,13 +107,7 @@ class SimMIM(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """No weight decay on learned tokens and positions."""
-        named = list(self.named_parameters())
-        return [
-            {"params": [item for item in named if not item[0].endswith(_UNDECAYED)]},
-            {"params": [item for item in named if item[0].endswith(_UNDECAYED)], "weight_decay_scale": 0.0},
-        ]
+        return without_decay(self, "mask_token", "pos_embed", "cls_token", "reg_token")
 
-
-_UNDECAYED = ("mask_token", "pos_embed", "cls_token", "reg_token")
 
 METHOD = SimMIM

@@ -179,7 +179,7 @@ class DINO(Method):
         features = features_of_crops(self.backbone, crops)  # (VB, D)
         embeddings = self.head.embedding(features)  # (VB, E)
         student_scores = self.head.scores(embeddings)  # (VB, K)
-        teacher_scores = self.teacher(torch.cat(batch.global_views)).float()  # (2B, K)
+        teacher_scores = self.teacher(torch.cat(batch.global_views))  # (2B, K)
         temperature = self.teacher_temperature(progress)
         loss = dino(
             student_scores.chunk(len(crops)),
