@@ -36,7 +36,15 @@ CLAIMS_HEAD = """# Claims
 
 `attar reproduce NAME --data TRAIN --test TEST` runs the smallest honest experiment that could prove a paper's central
 sentence wrong: its arms, its controls, three seeds, last epoch, mean and spread, and a verdict (holds, does not hold,
-undecided) at this size. What is done is not done again. Results so far: [benchmarks](../benchmarks/README.md).
+undecided) at this size; without a name it lists them. Trainings that are done are not done again, but measured anew.
+Results so far: [benchmarks](../benchmarks/results/claims.md).
+
+A claim holds if everything that it expects of its arms is seen by every metric it names, seed by seed: each difference
+above zero at 95 % by Student's t, which takes three seeds at least. It does not hold if one of k differences is on the
+wrong side at 1 - 0.05 / k: chance has a try with each of them. Everything else is undecided, and so is a claim whose
+premise (a sham that must not help, an arm that must have learned) is not met. With three seeds a difference must be 2.5
+times its standard deviation; `--seeds 5` brings that to 1.2. The doubt is that of the seeds: all arms are measured on
+the same test images.
 
 `--size` is `cpu` or `gpu`. Distilling from features has `photo` too, photographs of 64 px for a teacher of one's own
 (`--teacher`). Distilling with labels (`kd`, `crd`, `sskd` and its kin) also has pairs of networks at their published

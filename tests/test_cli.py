@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from attar.claims import CLAIMS
 from attar.cli import main
 from attar.methods import CATALOGUE
 
@@ -46,6 +47,12 @@ def test_methods_as_json_lists_the_catalogue(attar):
     rows = json.loads(attar("methods", "--json")[0])
     assert [r["name"] for r in rows] == list(CATALOGUE)
     assert all(set(r) == {"name", "family", "paper", "year"} for r in rows)
+
+
+def test_claims_are_listed_without_a_name(attar):
+    assert "\nmoco_queue " in attar("reproduce")[0]
+    rows = json.loads(attar("reproduce", "--json")[0])
+    assert [r["name"] for r in rows] == list(CLAIMS) and all(r["claim"] and r["source"] for r in rows)
 
 
 def test_one_method_whole(attar):

@@ -486,7 +486,9 @@ def run_pipeline(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CLAIMS)}; docs/claims.md says what they say.")],
+    name: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(CLAIMS)}. Without a name: what each of them says.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="What to run on; default: digits, which everybody has.")
     ] = None,
@@ -494,7 +496,7 @@ def reproduce(
         str | None, typer.Option("--test", help="Labelled images to measure on; default: 20 % of --data.")
     ] = None,
     size: Annotated[
-        str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu; some have more (docs/claims.md).")
+        str, typer.Option("--size", help="cpu (minutes on 2 cores) or gpu; some have more, which an unknown one lists.")
     ] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; default: one for each claim, size and data.")
@@ -508,7 +510,15 @@ def reproduce(
 ) -> None:
     """The smallest honest experiment for a paper's central claim, with control arms and a verdict."""
     from attar.claims import reproduce as run_claim
+    from attar.claims import said
 
+    if name is None:
+        if json_output:
+            _print_json([{"name": n, "claim": said(n)[0], "source": said(n)[1]} for n in CLAIMS])
+        else:
+            width = max(map(len, CLAIMS))
+            print("\n".join(f"{n:<{width}}  {said(n)[0]}" for n in CLAIMS))
+        return
     result = run_claim(name, data=data, test=test, size=size, out=out, seeds=seeds, device=device, teacher=teacher)
     if json_output:
         _print_json(result.to_json())

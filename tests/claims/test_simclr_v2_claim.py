@@ -9,7 +9,8 @@ import pytest
 
 from attar.claims import reproduce, simclr_v2
 from attar.claims.base import ClaimResult
-from attar.claims.simclr_v2 import ARMS, SIZES, judge
+from attar.claims.simclr_v2 import ARMS, EXPECTATIONS, SIZES
+from attar.claims.verdict import judge
 
 LOW, HIGH = (0.30, 0.31, 0.29), (0.60, 0.61, 0.60)
 
@@ -29,7 +30,8 @@ def result(**values):
     ],
 )
 def test_verdicts(values, verdict):
-    assert judge(result(**values), digits=False).startswith(f"Verdict: {verdict} at this size.")
+    said = judge(EXPECTATIONS, result(**values), metrics=("top1",), digits=False)
+    assert said.startswith(f"Verdict: {verdict} at this size.")
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from attar.claims import CLAIMS, reproduce, transfer
-from attar.claims.ablation import Ablation, judge, ranking
+from attar.claims.ablation import Ablation
 from attar.claims.base import ClaimResult
 from attar.claims.transfer import Claim, Layers, Shuffled, _halves
+from attar.claims.verdict import judge, ranking
 from attar.data.load import load_images
 from attar.methods import CATALOGUE
 from attar.methods.base import resolve_recipe
@@ -80,7 +81,7 @@ def test_little_is_a_range_that_can_be_left():
         arms = {"few": near, "usual": near, "many": many}
         values = {arm: {"knn": list(v), "linear": list(v)} for arm, v in arms.items()}
         result = ClaimResult(name="", statement="", data="", conditions={}, arms={}, values=values)
-        assert judge(claim, result, digits=False).startswith(f"Verdict: {verdict} at this size.")
+        assert judge(claim.expectations, result, digits=False).startswith(f"Verdict: {verdict} at this size.")
     assert ranking(result, "linear").startswith(" Ranking, linear: few 50.3, usual 50.3, many 40.3")
 
 

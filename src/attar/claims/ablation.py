@@ -1,32 +1,28 @@
 """Claims of the form "this part is needed": a method as it is beside the same with one part changed.
 
-An arm is a method (of the catalogue, or one of claims/arms) with settings. An expectation says which sum of arms must
-be above which other, seed by seed; the claim holds if every one is met on kNN and on linear probes, or on what the
-claim names. All arms see the same images for the same number of epochs, unless they say otherwise, with the same
-backbone and batch; last epoch.
+An arm is a method (of the catalogue, or one of claims/arms) with settings; what must be seen of the arms, and the rule
+that decides, are in claims/verdict.py. All arms see the same images for the same number of epochs, unless they say
+otherwise, with the same backbone and batch; last epoch.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from attar import stages
-from attar.claims.base import ClaimResult, compare, few_seeds
+from attar.claims.base import ClaimResult
 from attar.claims.images import set_up
 from attar.claims.teachers import PermutedTeacher, copy_of, untrained_twin
+from attar.claims.verdict import METRICS, Expectation, judge
 from attar.errors import BackboneError, RecipeError
 from attar.evaluation.metrics import LOWER_IS_BETTER
 from attar.train.log import read_json_lines
 
 if TYPE_CHECKING:
     from attar.data.images import Images
-
-METRICS = ("knn", "linear")
 
 
 @dataclass(frozen=True)
@@ -54,36 +50,6 @@ class Arm:
     generation: int = 0
     epochs: float = 1.0
     may_be_refused: bool = False
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """The sum over `better`, plus the margin, is above the sum over `worse`; in words.
-
-    margin: for claims that something costs little: at most so much top-1, as a share; negative: the difference must be
-    that large at least. metrics: on which alone it is judged; empty: on all protocols of the claim. Of nll and ece, the
-    lower is the better.
-    """
-
-    better: tuple[str, ...]
-    worse: tuple[str, ...]
-    what: str
-    margin: float = 0.0
-    metrics: tuple[str, ...] = ()
-
-
-def over(
-    better: str, *worse: str, margin: float = 0.0, metrics: tuple[str, ...] = (), where: str = ""
-) -> list[Expectation]:
-    """One arm is above each of the others; with a margin, not much below; with a negative one, by that much.
-
-    where: added to the words.
-    """
-    between = "is not much below" if margin > 0 else "over"
-    return [
-        Expectation((better,), (arm,), f"{better} {between} {arm}{where}".replace("_", " "), margin, metrics)
-        for arm in worse
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +203,9 @@ def run_ablation(
             twin = f"untrained {key}" if arm.own_twin else "untrained" if first and probed else ""
             measured: dict[str, Any] = {"untrained": twin, "protocols": claim.protocols}
             measure(result, key, run, train, held_out, device, seed=seed, **measured)
-        result.verdict = judge(claim, result, digits=data == "digits")
+        result.verdict = judge(
+            claim.expectations, result, metrics=claim.protocols, ranked=claim.ranked, digits=data == "digits"
+        )
         result.save(out)
     return result
 
@@ -308,55 +276,3 @@ def measure(
     health = read_json_lines(run / "health.jsonl")
     if health:
         result.values[arm].setdefault("embedding std", []).append(health[-1]["embedding_std"])
-
-
-class Judged(Protocol):
-    """What a verdict needs of a claim."""
-
-    @property
-    def expectations(self) -> Sequence[Expectation]: ...
-
-
-def judge(claim: Judged, result: ClaimResult, *, digits: bool, metrics: Sequence[str] = ()) -> str:
-    """holds / does not hold / undecided, with the figures that say so.
-
-    metrics: what is judged where an expectation does not say; none: the claim's protocols.
-    """
-    metrics = metrics or getattr(claim, "protocols", METRICS)
-    lines, outcomes = [], []
-    for expectation in claim.expectations:
-        found = []
-        for metric in expectation.metrics or metrics:
-            better, worse = (_sums(result, arms, metric) for arms in (expectation.better, expectation.worse))
-            if metric in LOWER_IS_BETTER:
-                better, worse = worse, better
-            mean, deviation, side = compare([value + expectation.margin for value in better], worse)
-            mean -= expectation.margin
-            known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
-            found.append(f"{100 * mean:+.1f}{known} {metric}")
-            outcomes.append({"above": "holds", "below": "does not hold"}.get(side, "undecided"))
-        lines.append(f"{expectation.what}: {', '.join(found)}{_in_words(expectation.margin)}")
-    if "does not hold" in outcomes:
-        verdict = "does not hold"
-    else:
-        verdict = "holds" if set(outcomes) == {"holds"} else "undecided"
-    worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
-    ranked = ranking(result, metrics[-1]) if getattr(claim, "ranked", False) else ""
-    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranked}{few_seeds(len(better))}{worth}"
-
-
-def _in_words(margin: float) -> str:
-    if not margin:
-        return ""
-    return f" (a loss of {100 * margin:g} counts as little)" if margin > 0 else f" (by {-100 * margin:g} at least)"
-
-
-def ranking(result: ClaimResult, metric: str) -> str:
-    """The arms from best to worst, by their means over seeds."""
-    means = {arm: statistics.mean(values[metric]) for arm, values in result.values.items()}
-    ranked = sorted(means, key=lambda arm: -means[arm])
-    return f" Ranking, {metric}: " + ", ".join(f"{arm} {100 * means[arm]:.1f}" for arm in ranked) + "."
-
-
-def _sums(result: ClaimResult, arms: Sequence[str], metric: str) -> list[float]:
-    return [sum(values) for values in zip(*(result.values[arm][metric] for arm in arms), strict=True)]

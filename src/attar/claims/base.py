@@ -1,4 +1,4 @@
-"""What all claims share: arms measured over seeds, a table, and a verdict that can say no."""
+"""What a claim found: arms measured over seeds, and their table."""
 
 from __future__ import annotations
 
@@ -81,22 +81,3 @@ def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{100 * values[0]:.1f}"
     return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} (n={len(values)})"
-
-
-def few_seeds(number: int) -> str:
-    """Why fewer than three seeds are never decisive; "" for more."""
-    return "" if number >= 3 else f" {number} of the three seeds that a decision needs: --seeds 3."
-
-
-def compare(better: list[float], worse: list[float]) -> tuple[float, float, str]:
-    """Mean and standard deviation of the paired differences, and what they say: "above", "below" or "equal".
-
-    A difference counts when the mean is more than two standard deviations of the differences from zero and at least
-    three seeds say so. (With three seeds that is a rule of thumb, not a test; the table shows every spread.)
-    """
-    differences = [a - b for a, b in zip(better, worse, strict=True)]
-    mean = statistics.mean(differences)
-    deviation = statistics.stdev(differences) if len(differences) > 1 else float("inf")
-    if len(differences) < 3 or abs(mean) <= 2 * deviation:
-        return mean, deviation, "equal"
-    return mean, deviation, "above" if mean > 0 else "below"

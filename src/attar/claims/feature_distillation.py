@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attar.claims.ablation import DISTILLING, Ablation, Arm, over
+from attar.claims.ablation import DISTILLING, Ablation, Arm
+from attar.claims.verdict import over
 
 TEACHER = Arm("SimCLR", "simclr")
 ALONE = Arm("student, SimCLR alone", "simclr")

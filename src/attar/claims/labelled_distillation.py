@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attar import stages
-from attar.claims.ablation import Expectation, judge, over
 from attar.claims.base import ClaimResult
 from attar.claims.images import set_up
+from attar.claims.verdict import Expectation, judge, over
 
 if TYPE_CHECKING:
     from attar.data.images import Images
@@ -186,7 +186,9 @@ def run_claim(
     for seed in range(result.conditions["seeds"]):
         for key, arm in claim.arms.items():
             experiment.measure(result, key, experiment.student(key, arm, seed), seed=seed)
-        result.verdict = judge(claim, result, digits=data == "digits", metrics=(METRIC,))
+        result.verdict = judge(
+            claim.expectations, result, metrics=(METRIC,), ranked=claim.ranked, digits=data == "digits"
+        )
         result.save(out)
     return result
 

@@ -7,7 +7,8 @@ schedule: a cosine, SGD with Nesterov momentum at 0.1 for a batch of 128, weight
 
 from __future__ import annotations
 
-from attar.claims.ablation import DISTILLING, Ablation, Arm, over
+from attar.claims.ablation import DISTILLING, Ablation, Arm
+from attar.claims.verdict import over
 
 SAME = {"schedule": "cosine", "weight_decay": 5e-4, "nesterov": True}
 CLASSIFIER = ("classifier",)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar import stages
-from attar.claims.base import ClaimResult, compare, few_seeds
+from attar.claims.base import ClaimResult
 from attar.claims.images import set_up
+from attar.claims.verdict import Expectation, judge
 from attar.data.splits import labelled_share
 
 if TYPE_CHECKING:
@@ -41,12 +42,11 @@ ARMS = {
     "on_all": "small, distilled on all images",
     "both": "small, distilled on all images, with labels",
 }
-# arm -> what it must be above, in words
 EXPECTATIONS = (
-    ("on_all", "labels", "unlabelled images beside labels alone"),
-    ("on_all", "own", "the large network's answers beside pretraining the small one"),
-    ("on_all", "on_labelled", "unlabelled images beside distilling on the labelled ones"),
-    ("layer1", "layer0", "first layer of the projector beside the features"),
+    Expectation(("on_all",), ("labels",), "unlabelled images beside labels alone"),
+    Expectation(("on_all",), ("own",), "the large network's answers beside pretraining the small one"),
+    Expectation(("on_all",), ("on_labelled",), "unlabelled images beside distilling on the labelled ones"),
+    Expectation(("layer1",), ("layer0",), "first layer of the projector beside the features"),
 )
 
 
@@ -148,7 +148,7 @@ def run_claim(
             for metric in ("top1", "ece"):
                 row = result.values.setdefault(arm, {}).setdefault(metric, [])
                 row.append(measured.value("classifier", metric))
-        result.verdict = judge(result, digits=data == "digits")
+        result.verdict = judge(EXPECTATIONS, result, metrics=("top1",), digits=data == "digits")
         result.save(out)
     return result
 
@@ -200,20 +200,6 @@ def _train_arms(plan: Size, train: Images, out: Path, seed: int, batch: int, com
             seed=seed,
             **common,
         ).or_stop()
-
-
-def judge(result: ClaimResult, *, digits: bool) -> str:
-    """holds / does not hold / undecided for each of the expectations, and for all."""
-    found, lines = [], []
-    for better, worse, what in EXPECTATIONS:
-        mean, _, side = compare(result.values[better]["top1"], result.values[worse]["top1"])
-        found.append({"above": "holds", "below": "does not hold"}.get(side, "undecided"))
-        lines.append(f"{what} {100 * mean:+.1f} points ({found[-1]})")
-    verdict = "does not hold" if "does not hold" in found else "undecided" if "undecided" in found else "holds"
-    worth = " These are 8-pixel digits: easy for every arm; give --data with natural images." if digits else ""
-    return (
-        f"Verdict: {verdict} at this size. {'; '.join(lines)}.{few_seeds(len(result.values['on_all']['top1']))}{worth}"
-    )
 
 
 CLAIM = run_claim

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attar import stages
-from attar.claims.ablation import Ablation, Expectation, judge, measure, over
+from attar.claims.ablation import Ablation, measure
 from attar.claims.ablation import Arm as Method
 from attar.claims.base import ClaimResult
 from attar.claims.images import set_up
 from attar.claims.teachers import untrained_twin
+from attar.claims.verdict import Expectation, judge, over
 from attar.models.clusters import Clusters, Named
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def run_transfer(
             run = experiment.taught(key, arm) if arm.taught else Path(experiment.pretext(arm))
             untrained = "untrained" if key == beside else ""
             measure(result, key, run, train, held_out, device, seed=seed, untrained=untrained)
-        result.verdict = judge(claim, result, digits=data == "digits")
+        result.verdict = judge(claim.expectations, result, digits=data == "digits")
         result.save(out)
     return result
 
@@ -250,7 +251,7 @@ def run_layers(
                 arm = f"{'untrained ' if row['subject'] == 'random_init' else ''}{row['settings']['variant']}"
                 result.arms[arm] = arm
                 result.values.setdefault(arm, {}).setdefault("layers", []).append(row["value"])
-        result.verdict = judge(claim, result, digits=data == "digits", metrics=("layers",))
+        result.verdict = judge(claim.expectations, result, digits=data == "digits", metrics=("layers",))
         result.save(out)
     return result
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attar.claims.ablation import Ablation, Arm, Expectation, over
+from attar.claims.ablation import Ablation, Arm
+from attar.claims.verdict import Expectation, over
 
 ARMS = "attar.claims.arms"
 # The spread of normalised embeddings, 1 for a healthy cloud, must fall by half of that at least
@@ -130,7 +131,7 @@ CLAIMS = {
                 "softmax": Arm("non-parametric softmax over all images", "inst_disc"),
                 "nce": Arm("NCE with 512 negatives", "inst_disc", {"objective": "nce", "num_negatives": 512}),
             },
-            expectations=over("softmax", "nce"),
+            expectations=[*over("softmax", "nce"), *over("nce", "untrained", premise=True)],
         ),
     )
 }
