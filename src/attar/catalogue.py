@@ -14,6 +14,8 @@ from typing import Any
 from attar.methods import CATALOGUE, Entry, entry
 from attar.methods.base import Recipe, load
 
+ORIGINS = "A value without a source of its own in the table is from the source of its recipe:"
+
 
 @dataclass(frozen=True)
 class Value:
@@ -32,7 +34,7 @@ class Description:
     explanation: str  # the module's docstring
     recipes: tuple[str, ...]
     fields: tuple[Value, ...]
-    origins: dict[str, str]  # of a recipe: the comment where it is written
+    origins: dict[str, str]  # of a recipe, and of its values without a comment: the comment where it is written
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,7 +59,7 @@ class Description:
         title = f"{self.entry.name} ({self.entry.family}): {self.entry.paper}"
         origins = [f"{recipe}: {origin}" for recipe, origin in self.origins.items()]
         table = [head.rstrip(), *(row.rstrip() for row in rows)]
-        return "\n".join([title, "", self.explanation, "", *table, *([""] if origins else []), *origins])
+        return "\n".join([title, "", self.explanation, "", *table, "", ORIGINS, *origins])
 
     def markdown(self) -> str:
         """The page for docs/methods."""
@@ -70,8 +72,7 @@ class Description:
         title = f"# {self.entry.name}\n\n*{self.entry.paper}* · {self.entry.family} · `{self.entry.module}`"
         body = f"```text\n{self.explanation}\n```"
         origins = [f"- `{recipe}`: {origin}" for recipe, origin in self.origins.items()]
-        table = [head, rule, *rows, ""]
-        return "\n".join([title, "", body, "", "## Recipes", "", *table, *origins, *([""] if origins else [])])
+        return "\n".join([title, "", body, "", "## Recipes", "", head, rule, *rows, "", ORIGINS, "", *origins, ""])
 
 
 def describe(name: str) -> Description:
@@ -111,34 +112,50 @@ def table() -> str:
 
 def _comments(kind: type) -> dict[str, str]:
     """Field name -> the comment beside its definition."""
-    found = {}
-    for text in inspect.getsource(kind).splitlines():
-        match = re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)$", text)
-        if match:
-            found[match[1]] = match[2].strip()
-    return found
+    fields = ((re.match(r"\s+(\w+)\s*:", code), comment) for code, comment in _commented(inspect.getsource(kind)))
+    return {match[1]: comment for match, comment in fields if match and comment}
 
 
 def _of_recipes(source: str, recipes: tuple[str, ...]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Recipe -> the comment where it begins; field -> "recipe: comment" for the comments beside its values.
 
-    A recipe begins as `"small": …` in a dictionary, or as a constant of its name, `SMALL = …`.
+    A recipe begins as `"small": …` in a dictionary, or as a constant of its name, `SMALL = …` or `_SMALL = …`.
     """
     origins: dict[str, str] = {}
     beside: dict[str, list[str]] = {}
     current = ""
-    for text in source.splitlines():
-        code, _, comment = text.partition("  # ")
-        begins = re.match(r'(?:\s+"(\w+)":|([A-Z][A-Z_]*)\b[^=]*=)\s', code)
+    for code, comment in _commented(source):
+        begins = re.match(r'(?:\s+"(\w+)":|_?([A-Z][A-Z0-9_]*)\b[^=]*=)\s', code)
         if begins:
             current = begins[1] or begins[2].lower()
             if current in recipes and comment:
-                origins[current] = comment.strip()
+                origins[current] = comment
         elif re.match(r"(?:def|class|@)", code):
             current = ""
         elif comment and current and (value := re.match(r"\s+(\w+)=", code)):
-            beside.setdefault(value[1], []).append(f"{current}: {comment.strip()}")
+            beside.setdefault(value[1], []).append(f"{current}: {comment}")
     return {recipe: origins[recipe] for recipe in recipes if recipe in origins}, beside
+
+
+def _commented(source: str) -> list[tuple[str, str]]:
+    """Lines of code, each with its comment; what is said to tools (`type: ignore`) is left out.
+
+    A comment in lines of its own belongs to the code that follows, but right after an open bracket it goes on from the
+    comment beside that.
+    """
+    lines: list[tuple[str, str]] = []
+    above = ""
+    for text in source.splitlines():
+        code, _, comment = f"  {text}".partition("  # ")  # the spaces: one at the margin is a comment too
+        comment = re.sub(r"^type: ignore\S*(\s+# )?", "", comment.strip())
+        if code.strip() or not comment:
+            lines.append((code[2:], " ".join(filter(None, [above, comment]))))
+            above = ""
+        elif lines and lines[-1][1] and lines[-1][0].endswith(("(", "[", "{")):
+            lines[-1] = (lines[-1][0], f"{lines[-1][1]} {comment}")
+        else:
+            above = f"{above} {comment}".strip()
+    return lines
 
 
 def _short(value: Any) -> str:

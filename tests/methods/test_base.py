@@ -1,5 +1,7 @@
 """Recipes: named, replaced field by field, typed, and never silently ignored."""
 
+import re
+
 import pytest
 
 from attar import pretrain
@@ -113,6 +115,20 @@ def test_a_page_says_where_recipes_and_their_values_come_from():
     (rate,) = [field.source for field in page.fields if field.name == "base_lr"]
     assert rate.endswith("small: 0.06 at a batch of 128")
     assert page.origins["small"] in page.markdown() and page.origins["small"] in page.text()
+    # a constant of another form of name; in lines above; going on below; beside a word for the type checker
+    assert describe("simclr").origins["v2"].startswith("arXiv:2006.10029")
+    assert describe("swav").origins["seer"].endswith("batch size and rates from memory.")
+    assert describe("barlow_twins").origins["small"].endswith("few directions of the embedding")
+    assert describe("dogo").origins["paper_simsiam"] == 'as "paper", with the published code\'s heads for SimSiam'
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_page_says_of_every_recipe_where_it_comes_from_in_whole_sentences(name):
+    page = describe(name)
+    assert set(page.origins) == set(page.recipes)
+    for note in [*page.origins.values(), *(field.source for field in page.fields)]:
+        assert not re.search(r"[,;:(\[]$", note), note
+        assert note.count("(") == note.count(")") and "type: ignore" not in note, note
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

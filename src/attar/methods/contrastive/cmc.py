@@ -56,7 +56,7 @@ class CMCRecipe(MemoryRecipe):
 
 
 RECIPES = {
-    "photo": CMCRecipe(  # ResNet-50 for each view (published code)
+    "photo": CMCRecipe(  # ResNet-50 for each view: published code (HobbitLong/CMC, train_CMC.py)
         epochs=240,
         batch_size=128,
         optimiser="sgd",
@@ -70,7 +70,7 @@ RECIPES = {
         temperature=0.07,
         crop_scale=(0.08, 1.0),
     ),
-    "small": CMCRecipe(
+    "small": CMCRecipe(  # 32 px: published code for STL-10; that the softmax goes over all images is ours
         epochs=240,
         batch_size=128,
         optimiser="sgd",

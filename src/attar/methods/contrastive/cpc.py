@@ -65,7 +65,7 @@ class CPCRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": CPCRecipe(
+    "photo": CPCRecipe(  # section 3.2; optimiser and rate from memory, epochs ours (the paper gives none)
         epochs=200,
         batch_size=512,  # 32 GPUs with 16 each
         optimiser="adamw",  # without decay, that is Adam
@@ -73,7 +73,7 @@ RECIPES = {
         lr_scaling="none",
         schedule="constant",
     ),
-    "small": CPCRecipe(  # 32 to 64 px: 5 x 5 patches of 10 x 10 from 32 x 32, as ports to CIFAR-10 have it
+    "small": CPCRecipe(  # 32 to 64 px: ours; 5 x 5 patches (10 x 10 of 32 x 32) as rschwarz15/CPCV2-PyTorch on CIFAR-10
         epochs=200,
         batch_size=128,
         optimiser="adamw",

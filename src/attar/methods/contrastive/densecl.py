@@ -63,6 +63,7 @@ class DenseCLRecipe(Recipe):
 
 
 RECIPES = {
+    # published configuration (WXinlong/DenseCL, configs/selfsup/densecl/densecl_imagenet_200ep.py)
     "photo": DenseCLRecipe(
         epochs=200,
         batch_size=256,
@@ -71,7 +72,7 @@ RECIPES = {
         weight_decay=1e-4,
         decay_bias_and_norm=True,
     ),
-    "small": DenseCLRecipe(  # MoCo's CIFAR-10 recipe
+    "small": DenseCLRecipe(  # 32 px: ours, with the numbers of MoCo's CIFAR-10 demo
         epochs=200,
         batch_size=512,
         optimiser="sgd",

@@ -68,6 +68,8 @@ class InstDiscRecipe(MemoryRecipe):
 
 
 RECIPES = {
+    # The paper: rows are replaced, the proximal term holds them (section 3.3); batch, rate, decay, epochs and number of
+    # negatives as in the published code (zhirongw/lemniscate.pytorch, main.py), which has no such term.
     "photo": InstDiscRecipe(
         epochs=200,
         batch_size=256,
@@ -83,7 +85,7 @@ RECIPES = {
         bank_momentum=0.0,
         proximal_weight=30.0,  # (from memory)
     ),
-    "sampled": InstDiscRecipe(  # the updated model of the published code, else as its first: ResNet-50, linear 58.5
+    "sampled": InstDiscRecipe(  # updated model of the published code (README.md), else as its first: ResNet-50, 58.5
         epochs=200,
         batch_size=256,
         optimiser="sgd",

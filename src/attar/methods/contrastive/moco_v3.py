@@ -64,7 +64,7 @@ class MoCoV3Recipe(Recipe):
 
 
 RECIPES = {
-    "vit": MoCoV3Recipe(
+    "vit": MoCoV3Recipe(  # ViT-S and ViT-B, published command (facebookresearch/moco-v3, CONFIG.md): 73.2, 76.7 linear
         epochs=300,
         batch_size=4096,
         optimiser="adamw",
@@ -72,7 +72,7 @@ RECIPES = {
         warmup_fraction=40 / 300,
         weight_decay=0.1,
     ),
-    "convnet": MoCoV3Recipe(  # ResNet-50, published command: 72.8 linear
+    "convnet": MoCoV3Recipe(  # ResNet-50, published command (CONFIG.md): 72.8 linear
         epochs=300,
         batch_size=4096,
         optimiser="lars",

@@ -63,6 +63,7 @@ class NNCLRRecipe(Recipe):
 
 
 RECIPES = {
+    # The paper; a re-implementation (clane9/vissl, pretrain/nnclr) has the same numbers. Jitter and blur from memory.
     "photo": NNCLRRecipe(
         epochs=1000,
         batch_size=4096,

@@ -73,7 +73,7 @@ V2 = SimCLRRecipe(  # arXiv:2006.10029; rate, warm-up, batch and temperature fro
     blur=0.5,
 )
 RECIPES = {
-    "photo": SimCLRRecipe(
+    "photo": SimCLRRecipe(  # published command for ImageNet (google-research/simclr, README.md), 1000 epochs
         epochs=1000,
         batch_size=4096,
         optimiser="lars",
@@ -86,7 +86,7 @@ RECIPES = {
         blur=0.5,
     ),
     "v2": V2,
-    "v2_memory": replace(V2, memory_length=65536),  # section 3
+    "v2_memory": replace(V2, memory_length=65536),  # as "v2", with the memory of its section 3
     "small": SimCLRRecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 84.7 after 200 epochs
         epochs=200,
         batch_size=128,

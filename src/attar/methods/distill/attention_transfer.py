@@ -40,7 +40,7 @@ class AttentionTransferRecipe(LabelledRecipe):
 
 
 RECIPES = {
-    "paper": AttentionTransferRecipe(**PHOTO, ce_weight=1.0, kd_weight=0.0),
+    "paper": AttentionTransferRecipe(**PHOTO, ce_weight=1.0, kd_weight=0.0),  # schedule: He et al. 2016
     "small": AttentionTransferRecipe(**SMALL, ce_weight=1.0, kd_weight=0.0),  # RepDistiller: -r 1 -a 0 -b 1000
     "small_kd": AttentionTransferRecipe(**SMALL, ce_weight=1.0, kd_weight=1.0),  # Tian et al. table 4
 }

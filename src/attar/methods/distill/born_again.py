@@ -76,9 +76,9 @@ PAPER = BornAgainRecipe(  # CIFAR, section 4: as szagoruyko/wide-residual-networ
 )
 RECIPES = {
     "paper": PAPER,
-    "teacher_only": replace(PAPER, label_weight=0.0),
-    "cwtm": replace(PAPER, teacher_weight=0.0, weighted_by_confidence=True),
-    "dkpp": replace(PAPER, label_weight=0.0, permuted=True),
+    "teacher_only": replace(PAPER, label_weight=0.0),  # as "paper", without the labels: section 3
+    "cwtm": replace(PAPER, teacher_weight=0.0, weighted_by_confidence=True),  # as "paper": section 3.2
+    "dkpp": replace(PAPER, label_weight=0.0, permuted=True),  # as "paper": section 3.2
     "photo": replace(  # ours: the schedule that is usual for ResNet-50
         PAPER,
         epochs=90,

@@ -74,8 +74,9 @@ PAPER = BYOTRecipe(  # CIFAR-100; the schedule is that of the most cited code
 )
 RECIPES = {
     "paper": PAPER,
+    # luanyunteng/pytorch-be-your-own-teacher, see above
     "released": replace(PAPER, distillation_weight=0.1, hint_weight=1.28e-4, deepest_weight=0.9),
-    "supervised_only": replace(PAPER, distillation_weight=0.0, hint_weight=0.0),
+    "supervised_only": replace(PAPER, distillation_weight=0.0, hint_weight=0.0),  # ours: the arm to beat
     "photo": replace(  # ours: the schedule that is usual for ResNet-50
         PAPER,
         epochs=90,
@@ -85,7 +86,7 @@ RECIPES = {
         weight_decay=1e-4,
         crop="resized",
     ),
-    "small": PAPER,
+    "small": PAPER,  # as "paper", which has images of 32 px
 }
 
 

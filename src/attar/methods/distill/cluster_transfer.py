@@ -62,7 +62,7 @@ class ClusterTransferRecipe(Recipe):
     jitter: tuple[float, float, float, float] | None = (0.4, 0.4, 0.4, 0.2)  # ClusterFit, always applied
 
 
-CLUSTERFIT = ClusterTransferRecipe(
+CLUSTERFIT = ClusterTransferRecipe(  # facebookresearch/vissl, configs/config/pretrain/clusterfit/
     epochs=105,
     batch_size=256,
     optimiser="sgd",
@@ -74,9 +74,9 @@ CLUSTERFIT = ClusterTransferRecipe(
     num_clusters=16000,
 )
 RECIPES = {
-    "paper": replace(CLUSTERFIT, num_clusters=2000, jitter=None),
+    "paper": replace(CLUSTERFIT, num_clusters=2000, jitter=None),  # clusters: Noroozi et al. 2018; else ClusterFit's
     "clusterfit": CLUSTERFIT,
-    "small": replace(  # 32 px: ten clusters for each of ten classes
+    "small": replace(  # 32 px: ours; ten clusters for each of ten classes
         CLUSTERFIT,
         num_clusters=100,
         schedule="cosine",

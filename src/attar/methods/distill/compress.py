@@ -73,9 +73,9 @@ TWO = CompRessRecipe(
     own_queue=True,
 )
 RECIPES = {
-    "2q": TWO,
-    "1q": replace(TWO, own_queue=False),
-    "small": replace(  # 32 px
+    "2q": TWO,  # section 4; the published code (UMBCvision/CompRess) has the same numbers
+    "1q": replace(TWO, own_queue=False),  # as "2q"
+    "small": replace(  # 32 px: ours, "1q" with the rates of MoCo's CIFAR-10 demo
         TWO,
         own_queue=False,
         teacher_output="auto",  # an embedding spreads wider than rectified features, which all look alike at 0.04

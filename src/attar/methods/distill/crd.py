@@ -51,9 +51,10 @@ class CRDRecipe(LabelledRecipe):
 
 RELEASED = CRDRecipe(**SMALL, ce_weight=1.0, kd_weight=0.0)  # RepDistiller: -r 1 -a 0 -b 0.8
 RECIPES = {
-    "paper": CRDRecipe(**PHOTO, ce_weight=1.0, kd_weight=0.0, contrast_temperature=0.1),  # temperature (from memory)
+    # temperature from memory; schedule: He et al. 2016
+    "paper": CRDRecipe(**PHOTO, ce_weight=1.0, kd_weight=0.0, contrast_temperature=0.1),
     "released": RELEASED,
-    "small": RELEASED,
+    "small": RELEASED,  # as "released", which has images of 32 px
     "small_kd": CRDRecipe(**SMALL, ce_weight=1.0, kd_weight=1.0),  # table 4
 }
 

@@ -65,7 +65,7 @@ PAPER = DDGSDRecipe(  # CIFAR, from memory
 )
 RECIPES = {
     "paper": PAPER,
-    "released": replace(
+    "released": replace(  # winycg/Self-KD-Lib, methods/ddgsd.py, without its dead discrepancy
         PAPER,
         lr_drops=(100 / 200, 150 / 200),
         weight_decay=5e-4,
@@ -76,7 +76,7 @@ RECIPES = {
     "photo": replace(  # ours: the schedule that is usual for ResNet-50
         PAPER, epochs=90, batch_size=256, base_lr=0.1, lr_drops=(30 / 90, 60 / 90, 80 / 90), crop="resized"
     ),
-    "small": replace(PAPER, weight_decay=5e-4),  # the decay of all others here, so that arms can be compared
+    "small": replace(PAPER, weight_decay=5e-4),  # ours: the decay of all others here, to compare arms
 }
 
 

@@ -71,7 +71,7 @@ class DoGoRecipe(Recipe):
     blur: float = 0.0  # probability
 
 
-PAPER = DoGoRecipe(
+PAPER = DoGoRecipe(  # published template (NeurAI-Lab/DoGo, branch dogo), with the cosine schedule that was meant
     epochs=1000,
     batch_size=256,
     optimiser="adamw",
@@ -92,9 +92,12 @@ SMALL = replace(  # ours: 32 px, mutual learning of equal weight, see above
 _SIMSIAM = {"objective": "simsiam", "projector_hidden_dim": 2048, "projector_dim": 2048}
 RECIPES = {
     "paper": PAPER,
+    # as "paper", with the published code's heads for SimSiam
     "paper_simsiam": replace(PAPER, **_SIMSIAM),  # type: ignore[arg-type]
+    # as "paper", at the constant rate that the published code has when it runs
     "released": replace(PAPER, schedule="constant"),
     "small": SMALL,
+    # ours: as "small", with the heads for SimSiam
     "small_simsiam": replace(SMALL, **_SIMSIAM),  # type: ignore[arg-type]
 }
 

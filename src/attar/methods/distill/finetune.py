@@ -48,14 +48,14 @@ class FinetuneRecipe(Recipe):
 
 
 RECIPES = {
-    "paper": FinetuneRecipe(  # published command: rate 0.005 times the root of the batch, no weight decay, no warm-up
+    "paper": FinetuneRecipe(  # published command (google-research/simclr, README.md): no weight decay, no warm-up
         epochs=60,  # for 1 % of the labels, published command; paper, as summaries of it say: 30 for 10 % and for all
         batch_size=1024,
         optimiser="lars",
         base_lr=0.005,
         lr_scaling="sqrt",
     ),
-    "small": FinetuneRecipe(
+    "small": FinetuneRecipe(  # 32 px: ours
         epochs=60,
         batch_size=64,
         optimiser="sgd",

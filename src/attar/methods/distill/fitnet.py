@@ -46,10 +46,10 @@ class FitNetRecipe(LabelledRecipe):
 
 
 RECIPES = {
-    "paper": FitNetRecipe(
-        **PHOTO, ce_weight=1.0, kd_weight=1.0, temperature=3.0, hint_weight=1.0, hint_fraction=0.5
-    ),  # temperature: adri-romsor/FitNets: yaml/; the paper's stages end when a validation loss does: halves are ours
-    "small": FitNetRecipe(**SMALL, ce_weight=1.0, kd_weight=0.0),
+    # schedule: He et al. 2016; temperature: adri-romsor/FitNets, yaml/; the paper's stages end when a validation loss
+    # does, halves are ours
+    "paper": FitNetRecipe(**PHOTO, ce_weight=1.0, kd_weight=1.0, temperature=3.0, hint_weight=1.0, hint_fraction=0.5),
+    "small": FitNetRecipe(**SMALL, ce_weight=1.0, kd_weight=0.0),  # RepDistiller: -r 1 -a 0 -b 100
     "small_kd": FitNetRecipe(**SMALL, ce_weight=1.0, kd_weight=1.0),  # Tian et al. table 4
 }
 

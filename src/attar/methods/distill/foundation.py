@@ -63,7 +63,7 @@ class FoundationRecipe(Recipe):
     jitter_probability: float = 0.8
 
 
-V3 = FoundationRecipe(
+V3 = FoundationRecipe(  # lightly-ai/lightly-train, _methods/, distillation v3
     epochs=300,  # advice of the library: 100 to 3000
     batch_size=1536,
     optimiser="adamw",
@@ -75,8 +75,9 @@ V3 = FoundationRecipe(
 )
 RECIPES = {
     "v3": V3,
-    "transformer": replace(V3, weight_decay=0.04),  # students with attention or layer norm
-    "small": replace(V3, batch_size=256, base_lr=2e-3 / 256**0.5, queue_length=2048, crop_scale=(0.2, 1.0)),  # 32 px
+    "transformer": replace(V3, weight_decay=0.04),  # as "v3", which decays students with attention or layer norm so
+    # 32 px: ours
+    "small": replace(V3, batch_size=256, base_lr=2e-3 / 256**0.5, queue_length=2048, crop_scale=(0.2, 1.0)),
 }
 
 

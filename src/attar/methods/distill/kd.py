@@ -39,7 +39,7 @@ class KDRecipe(LabelledRecipe):
 
 
 RECIPES = {
-    "paper": KDRecipe(**PHOTO, ce_weight=0.5, kd_weight=0.5, temperature=2.0),  # section 4.1, see above
+    "paper": KDRecipe(**PHOTO, ce_weight=0.5, kd_weight=0.5, temperature=2.0),  # section 4.1; schedule: He et al. 2016
     "small": KDRecipe(**SMALL, ce_weight=0.1, kd_weight=0.9),  # RepDistiller: -r 0.1 -a 0.9
 }
 

@@ -79,7 +79,7 @@ RECIPES = {
         own_share=0.3,  # supplement, as quoted in issue 4 of lgcnsai/PS-KD-Pytorch
         crop="resized",
     ),
-    "small": PAPER,
+    "small": PAPER,  # as "paper", which has images of 32 px
 }
 
 

@@ -42,18 +42,18 @@ class RegressionRecipe(Recipe):
     crop_scale: tuple[float, float] = (0.2, 1.0)
 
 
-SIMREG = RegressionRecipe(
+SIMREG = RegressionRecipe(  # published code (UCDvision/simreg, main.py)
     epochs=130,
     batch_size=256,
     optimiser="sgd",
     base_lr=0.05,
-    weight_decay=1e-4,  # UCDvision/simreg: main.py; the cosine: its tools.py
+    weight_decay=1e-4,
     decay_bias_and_norm=True,
 )
 RECIPES = {
     "simreg": SIMREG,
-    "linear": replace(SIMREG, projector_layers=1),
-    "small": replace(SIMREG, base_lr=0.2, weight_decay=5e-4),  # 32 px
+    "linear": replace(SIMREG, projector_layers=1),  # as "simreg", with the one layer of CompRess' baseline
+    "small": replace(SIMREG, base_lr=0.2, weight_decay=5e-4),  # 32 px: ours
 }
 
 

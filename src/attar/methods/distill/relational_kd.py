@@ -38,7 +38,7 @@ class RelationalKDRecipe(LabelledRecipe):
 
 
 RECIPES = {
-    "paper": RelationalKDRecipe(**PHOTO, ce_weight=1.0, kd_weight=0.0),
+    "paper": RelationalKDRecipe(**PHOTO, ce_weight=1.0, kd_weight=0.0),  # schedule: He et al. 2016
     "small": RelationalKDRecipe(**SMALL, ce_weight=1.0, kd_weight=0.0),  # RepDistiller: -r 1 -a 0 -b 1
     "small_kd": RelationalKDRecipe(**SMALL, ce_weight=1.0, kd_weight=1.0),  # Tian et al. table 4
 }

@@ -69,22 +69,23 @@ class S2BNNRecipe(Recipe):
     projector_hidden_dim: int | None = None  # None: the width of the features, 1024 for ReActNet
     teacher_output: Literal["auto", "embedding", "features"] = "auto"
     teacher_views: int = 0  # 0: the teacher runs in every step; n: n views per image, computed once and repeated
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # MoCo v2's augmentation, weakened:
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # MoCo v2's; the rest of its augmentation is weakened
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_probability: float = 0.6
     blur: float = 0.2  # probability
 
 
-DISTILLATION = S2BNNRecipe(
+DISTILLATION = S2BNNRecipe(  # published code (szq0214/S2-BNN)
     epochs=200, batch_size=256, optimiser="adamw", base_lr=3e-4, lr_scaling="none", schedule="linear"
 )
 RECIPES = {
     "distillation": DISTILLATION,
+    # as "distillation"; weights 1 and 1: section 3.3
     "both": replace(DISTILLATION, contrastive_weight=1.0, weight_decay=1e-4, decay_bias_and_norm=True),
-    "contrastive": replace(
+    "contrastive": replace(  # as "distillation"; decay: published code
         DISTILLATION, distillation_weight=0.0, contrastive_weight=1.0, weight_decay=1e-4, decay_bias_and_norm=True
     ),
-    "small": replace(DISTILLATION, base_lr=2e-3, queue_length=4096, blur=0.0),  # 32 px
+    "small": replace(DISTILLATION, base_lr=2e-3, queue_length=4096, blur=0.0),  # 32 px: ours
 }
 
 

@@ -74,7 +74,7 @@ class SEEDRecipe(Recipe):
     blur: float = 0.5  # probability
 
 
-PAPER = SEEDRecipe(
+PAPER = SEEDRecipe(  # section 4.1 and published code (jacobswan1/SEED, main.py)
     epochs=200,
     batch_size=256,
     optimiser="sgd",
@@ -82,15 +82,16 @@ PAPER = SEEDRecipe(
     weight_decay=1e-4,
     decay_bias_and_norm=True,
 )
+# as "paper", with what CompRess compares and its temperature, see above
 SOFT = replace(PAPER, include_self=False, student_temperature=0.04, teacher_temperature=0.04)
 RECIPES = {
     "paper": PAPER,
-    "released": replace(PAPER, teacher_temperature=1e-4),
+    "released": replace(PAPER, teacher_temperature=1e-4),  # as "paper"; published code, tools/opts.py
     "soft": SOFT,
-    "small_patches": replace(  # with SwAV teachers; SwAV's augmentation
+    "small_patches": replace(  # as "paper", for SwAV teachers: published code, small_patch_builder.py; SwAV's views
         PAPER, epochs=400, num_local_views=6, crop_scale=(0.14, 1.0), colour_strength=2.0
     ),
-    "small": replace(  # 32 px: the soft variant at the rates of MoCo's CIFAR-10 demo
+    "small": replace(  # 32 px: ours, "soft" at the rates of MoCo's CIFAR-10 demo
         SOFT, weight_decay=5e-4, queue_length=4096, crop_scale=(0.2, 1.0), blur=0.0, projector_hidden_dim=512
     ),
 }

@@ -73,8 +73,9 @@ PAPER = SimCLRv2Recipe(  # as in pretraining (from memory), for 400 epochs
 )
 RECIPES = {
     "paper": PAPER,
-    "released": replace(PAPER, base_lr=2.0, lr_scaling="none", warmup_fraction=0.0),  # published notebook
-    "small": SimCLRv2Recipe(  # 32 px: the rates of `supervised`
+    # as "paper"; rate: google-research/simclr, colabs/distillation_self_training.ipynb
+    "released": replace(PAPER, base_lr=2.0, lr_scaling="none", warmup_fraction=0.0),
+    "small": SimCLRv2Recipe(  # 32 px: ours, the rates of `supervised`
         epochs=100,
         batch_size=64,
         optimiser="sgd",

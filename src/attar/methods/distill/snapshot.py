@@ -66,7 +66,7 @@ RECIPES = {
     "photo": replace(  # ours: two cycles, the schedule otherwise as is usual for ResNet-50
         PAPER, epochs=90, batch_size=256, base_lr=0.1, num_cycles=2, crop="resized"
     ),
-    "small": replace(PAPER, num_cycles=3, weight_decay=5e-4),  # longer cycles, and the decay of all others here
+    "small": replace(PAPER, num_cycles=3, weight_decay=5e-4),  # ours: longer cycles, the decay of all others here
 }
 
 

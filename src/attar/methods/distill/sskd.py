@@ -64,9 +64,9 @@ class SSKDRecipe(LabelledRecipe, TaskRecipe):
     keep_wrong: float = 0.75  # of SS
 
 
-RELEASED = SSKDRecipe(**SMALL, ce_weight=0.1, kd_weight=0.9, flip=0.0)
+RELEASED = SSKDRecipe(**SMALL, ce_weight=0.1, kd_weight=0.9, flip=0.0)  # xuguodong03/SSKD, student.py
 RECIPES = {
-    "paper": replace(RELEASED, transformations="four", flip=0.5),
+    "paper": replace(RELEASED, transformations="four", flip=0.5),  # as "released"; transformations: section 3.1
     "released": RELEASED,
     "small": replace(RELEASED, flip=0.5),  # as released, with the mirror of all other recipes here
 }

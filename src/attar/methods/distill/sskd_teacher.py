@@ -55,7 +55,7 @@ class SSKDTeacherRecipe(TaskRecipe):
     margin: float = 0.5  # of exemplar; ours
 
 
-RELEASED = SSKDTeacherRecipe(
+RELEASED = SSKDTeacherRecipe(  # xuguodong03/SSKD, teacher.py
     epochs=60,
     batch_size=64,
     optimiser="sgd",
@@ -67,7 +67,8 @@ RELEASED = SSKDTeacherRecipe(
     flip=0.0,
 )
 RECIPES = {
-    "paper": replace(RELEASED, transformations="four", temperature=0.5, flip=0.5),  # temperature: section 6.4
+    # as "released"; transformations: section 3.1; temperature: section 6.4
+    "paper": replace(RELEASED, transformations="four", temperature=0.5, flip=0.5),
     "released": RELEASED,
     "small": replace(RELEASED, flip=0.5),  # as released, with the mirror of all other recipes here
 }

@@ -84,7 +84,9 @@ class DINOv2Recipe(Recipe):
 
 
 RECIPES = {
-    "photo": DINOv2Recipe(  # published default file
+    # published default file (facebookresearch/dinov2, dinov2/configs/ssl_default_config.yaml); heads and targets are
+    # the paper's, see above
+    "photo": DINOv2Recipe(
         epochs=100,
         batch_size=1024,
         optimiser="adamw",
@@ -96,7 +98,7 @@ RECIPES = {
         weight_decay_end=0.4,
         clip_gradient=3.0,
     ),
-    "large": DINOv2Recipe(  # published file of ViT-L/14 on ImageNet-22k; an epoch there is 1250 steps
+    "large": DINOv2Recipe(  # ViT-L/14 on ImageNet-22k: dinov2/configs/train/vitl14.yaml; an epoch there is 1250 steps
         epochs=500,
         batch_size=3072,
         optimiser="adamw",

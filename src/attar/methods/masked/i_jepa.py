@@ -62,7 +62,7 @@ class IJEPARecipe(Recipe):
 
 
 RECIPES = {
-    "photo": IJEPARecipe(
+    "photo": IJEPARecipe(  # published configuration (facebookresearch/ijepa, configs/in1k_vith14_ep300.yaml)
         epochs=300,
         batch_size=2048,
         optimiser="adamw",

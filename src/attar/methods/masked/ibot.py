@@ -72,7 +72,7 @@ class IBOTRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": IBOTRecipe(  # ViT-S/16, 800 epochs; published command
+    "photo": IBOTRecipe(  # ViT-S/16, 800 epochs: published command (bytedance/ibot, README.md)
         epochs=800,
         batch_size=1024,
         optimiser="adamw",

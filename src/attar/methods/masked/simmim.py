@@ -46,7 +46,7 @@ class SimMIMRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": SimMIMRecipe(  # published configuration, 800 epochs
+    "photo": SimMIMRecipe(  # published configuration (microsoft/SimMIM, configs/vit_base__800ep/)
         epochs=800,
         batch_size=2048,
         optimiser="adamw",

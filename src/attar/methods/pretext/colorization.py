@@ -70,7 +70,7 @@ class ColorizationRecipe(Recipe):
 
 
 RECIPES = {
-    "paper": ColorizationRecipe(
+    "paper": ColorizationRecipe(  # published code (richzhang/colorization, train/solver.prototxt)
         epochs=16,  # 500,000 steps of 40 on 1.28 million images
         batch_size=40,  # published code
         optimiser="adamw",
@@ -82,7 +82,7 @@ RECIPES = {
         adam_betas=(0.9, 0.99),
         crop_scale=(0.47, 1.0),  # published code: 176 px of 256, 0.47 of the area
     ),
-    "small": ColorizationRecipe(  # ours
+    "small": ColorizationRecipe(  # 32 px: ours
         epochs=100,
         batch_size=128,
         optimiser="adamw",

@@ -72,7 +72,7 @@ class InpaintingRecipe(Recipe):
 
 
 RECIPES = {
-    "paper": InpaintingRecipe(
+    "paper": InpaintingRecipe(  # published code (pathak22/context-encoder, train.lua) and command (README.md)
         epochs=500,  # published command
         batch_size=64,  # published code
         optimiser="adamw",
@@ -83,7 +83,7 @@ RECIPES = {
         region="central",
         crop_scale=(0.13, 1.0),  # published code: 128 px of 350, 0.13 of the area
     ),
-    "random": InpaintingRecipe(
+    "random": InpaintingRecipe(  # section 5.2; numbers of the published code (train_random.lua)
         epochs=500,
         batch_size=64,
         optimiser="adamw",
@@ -97,7 +97,7 @@ RECIPES = {
         adversarial_weight=0.0,
         crop_scale=(0.13, 1.0),
     ),
-    "small": InpaintingRecipe(
+    "small": InpaintingRecipe(  # 32 px: ours, "random" at other rates
         epochs=100,
         batch_size=128,
         optimiser="adamw",

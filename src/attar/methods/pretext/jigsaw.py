@@ -74,7 +74,7 @@ class JigsawRecipe(Recipe):
     dropout: float = 0.5  # before the last layer; published code
 
 
-_PHOTO = JigsawRecipe(
+_PHOTO = JigsawRecipe(  # published code (MehdiNoroozi/JigsawPuzzleSolver, solver_cfn_jps.prototxt), its steps in epochs
     epochs=70,  # 350,000 steps
     batch_size=256,
     optimiser="sgd",
@@ -83,7 +83,7 @@ _PHOTO = JigsawRecipe(
     lr_drops=(100 / 350, 200 / 350, 300 / 350),  # published code
     weight_decay=5e-4,  # published code
 )
-_SMALL = JigsawRecipe(
+_SMALL = JigsawRecipe(  # 32 px: ours
     epochs=200,
     batch_size=128,
     optimiser="sgd",
@@ -102,9 +102,9 @@ _SMALL = JigsawRecipe(
 
 RECIPES = {
     "photo": _PHOTO,
-    "jigsaw_plus_plus": replace(_PHOTO, num_permutations=701, grey=0.7, max_foreign=2),  # 2018, section 3
+    "jigsaw_plus_plus": replace(_PHOTO, num_permutations=701, grey=0.7, max_foreign=2),  # as "photo"; 2018, section 3
     "small": _SMALL,
-    "small_plus_plus": replace(_SMALL, grid=3, num_permutations=100, grey=0.7, max_foreign=2),
+    "small_plus_plus": replace(_SMALL, grid=3, num_permutations=100, grey=0.7, max_foreign=2),  # ours, as "small"
 }
 
 

@@ -45,7 +45,7 @@ class RotationRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": RotationRecipe(
+    "photo": RotationRecipe(  # ResNet-50: open-mmlab/mmselfsup, configs/selfsup/rotation_pred/, linear 47.0
         epochs=70,
         batch_size=128,  # 512 rows
         optimiser="sgd",

@@ -51,7 +51,7 @@ class BYOLRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": BYOLRecipe(
+    "photo": BYOLRecipe(  # 1000 epochs: published code (google-deepmind/deepmind-research, byol/configs/byol.py)
         epochs=1000,
         batch_size=4096,
         optimiser="lars",

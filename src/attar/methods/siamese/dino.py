@@ -71,6 +71,8 @@ class DINORecipe(Recipe):
 
 
 RECIPES = {
+    # ViT-S/16, 300 epochs: published command (facebookresearch/dino, README.md, "Boosting DINO performance") on 16 GPUs
+    # with 64 images each; but the last layer's rows stay of unit length
     "photo": DINORecipe(
         epochs=300,
         batch_size=1024,
@@ -83,7 +85,7 @@ RECIPES = {
         clip_gradient=3.0,
         clip_per_parameter=True,
     ),
-    "convnet": DINORecipe(  # ResNet-50, published command
+    "convnet": DINORecipe(  # ResNet-50, published command (README.md), there with 512 images on 8 GPUs
         epochs=100,
         batch_size=1024,
         optimiser="sgd",

@@ -64,7 +64,7 @@ class LeJEPARecipe(Recipe):
 
 
 RECIPES = {
-    "photo": LeJEPARecipe(  # for ViTs
+    "photo": LeJEPARecipe(  # for ViTs: published settings (rbalestr-lab/lejepa, README.md); warm-up: its MINIMAL.md
         epochs=100,
         batch_size=256,  # minimal example
         optimiser="adamw",
@@ -75,7 +75,7 @@ RECIPES = {
         weight_decay=5e-2,
         decay_bias_and_norm=True,  # minimal example
     ),
-    "convnet": LeJEPARecipe(  # for ResNets: less weight decay
+    "convnet": LeJEPARecipe(  # for ResNets: published settings, as "photo" with less weight decay
         epochs=100,
         batch_size=256,
         optimiser="adamw",
@@ -86,7 +86,7 @@ RECIPES = {
         weight_decay=5e-4,
         decay_bias_and_norm=True,
     ),
-    "small": LeJEPARecipe(  # the minimal example (Imagenette, 128 px, ViT-S/8: linear 90.7), decay of ResNets
+    "small": LeJEPARecipe(  # MINIMAL.md (Imagenette, 128 px, ViT-S/8: linear 90.7), with the decay of ResNets
         epochs=800,
         batch_size=256,
         optimiser="adamw",

@@ -51,7 +51,7 @@ class SimSiamRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": SimSiamRecipe(
+    "photo": SimSiamRecipe(  # published command (facebookresearch/simsiam, README.md), 68.1 linear after 100 epochs
         epochs=100,
         batch_size=512,
         optimiser="sgd",

@@ -55,7 +55,7 @@ class VICRegRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": VICRegRecipe(
+    "photo": VICRegRecipe(  # published command (facebookresearch/vicreg, README.md), 73.2 linear
         epochs=1000,
         batch_size=2048,
         optimiser="lars",

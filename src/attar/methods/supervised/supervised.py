@@ -40,7 +40,7 @@ class SupervisedRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": SupervisedRecipe(
+    "photo": SupervisedRecipe(  # Goyal et al. 2017, arXiv:1706.02677
         epochs=90,
         batch_size=256,
         optimiser="sgd",
