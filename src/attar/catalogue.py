@@ -59,7 +59,7 @@ class Description:
         title = f"{self.entry.name} ({self.entry.family}): {self.entry.paper}"
         origins = [f"{recipe}: {origin}" for recipe, origin in self.origins.items()]
         table = [head.rstrip(), *(row.rstrip() for row in rows)]
-        return "\n".join([title, "", self.explanation, "", *table, "", ORIGINS, *origins])
+        return "\n".join([title, "", self.explanation, "", *table, *(["", ORIGINS, *origins] if origins else [])])
 
     def markdown(self) -> str:
         """The page for docs/methods."""
@@ -72,7 +72,8 @@ class Description:
         title = f"# {self.entry.name}\n\n*{self.entry.paper}* · {self.entry.family} · `{self.entry.module}`"
         body = f"```text\n{self.explanation}\n```"
         origins = [f"- `{recipe}`: {origin}" for recipe, origin in self.origins.items()]
-        return "\n".join([title, "", body, "", "## Recipes", "", head, rule, *rows, "", ORIGINS, "", *origins, ""])
+        below = ["", ORIGINS, "", *origins] if origins else []  # a method of a user's own may have none
+        return "\n".join([title, "", body, "", "## Recipes", "", head, rule, *rows, *below, ""])
 
 
 def describe(name: str) -> Description:
