@@ -272,11 +272,7 @@ def test_a_call_that_names_only_new_methods_keeps_the_others(tmp_path, monkeypat
         ("results/simclr-0.json", '{"name": "sim', r"simclr-0.json is no JSON: Unterminated.*Delete it, and"),
         ("results/simclr-0.json", "[1, 2]", r"simclr-0.json holds \[1, 2\]; accepted is one object"),
         ("results/simclr-0.json", '{"name": "simclr"}', r"simclr-0.json: no entry .* no 'kind', no 'backbone'"),
-        (
-            "results/byol-3.json",
-            json.dumps({**asdict(entry("byol")), "loss": 1}),
-            r"byol-3.json: .*unknown key 'loss';",
-        ),
+        ("results/byol-3.json", json.dumps({**asdict(entry("byol")), "loss": 1}), "byol-3.json: .*unknown key 'loss'"),
         ("plan.json", "", r"plan.json is no JSON: .*choose another --out"),
         ("notes.json", "{", r"notes.json is no JSON: .*Mend it"),
     ],
@@ -290,14 +286,16 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch, file, text, told):
 
 
 TRAINING = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 from attar.train.interrupt import Signals
-folder, end = pathlib.Path(sys.argv[1]), time.monotonic() + 30
+folder, end = pathlib.Path(sys.argv[1]), time.monotonic() + 60
 with Signals() as signals:
-    (folder / "began").touch()
+    (folder / "new").write_text(str(os.getpid()))
+    (folder / "new").rename(folder / "began")
     while not signals.received and time.monotonic() < end:
         time.sleep(0.01)
-    time.sleep(0.5)  # a second signal would come now
+    (folder / "stopping").touch()
+    time.sleep(0.5)  # in this time another signal comes
     (folder / "saved").touch()
 """
 WAITING = f"""
@@ -311,21 +309,22 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize(
-    "stop",
-    [
-        pytest.param(lambda process: os.killpg(process.pid, signal.SIGINT), id="Ctrl-C of a terminal"),
-        pytest.param(lambda process: process.terminate(), id="SIGTERM"),
-        pytest.param(lambda process: os.killpg(process.pid, signal.SIGTERM), id="SIGTERM to all"),
-    ],
-)
+@pytest.mark.parametrize("stop", ["Ctrl-C of a terminal", "SIGTERM"])
 def test_a_stop_lets_the_training_save(tmp_path, stop):
-    process = subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path)], start_new_session=True)
-    end = time.monotonic() + 60
-    while not (tmp_path / "began").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    stop(process)
-    assert process.wait(timeout=60) == 130
+    def wait_for(name):
+        end = time.monotonic() + 60
+        while not (tmp_path / name).exists() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path)])
+    wait_for("began")
+    if stop == "SIGTERM":
+        waiting.terminate()
+    else:  # of both; the training is the faster, so that what is passed on to it comes second
+        os.kill(int((tmp_path / "began").read_text()), signal.SIGINT)
+        wait_for("stopping")
+        waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=60) == 130
     assert (tmp_path / "saved").exists()
 
 
@@ -335,7 +334,8 @@ def test_a_stored_board_is_read_again_and_names_no_folder(tmp_path):
     found = Leaderboard.from_json(json.loads(json.dumps(made.to_json())), out=tmp_path)
     assert found == made and found.text() == made.text() and f"in {tmp_path}" in found.text()
     page = Leaderboard.from_json(json.loads(json.dumps(made.to_json())))
-    assert str(tmp_path) not in page.text() and "notes.json" not in page.text() and "more epochs" in page.text()
+    assert "more epochs" in page.text()
+    assert not any(place in page.text() for place in (str(tmp_path), "notes.json", "None"))
     assert page.table() == made.table()
 
 
