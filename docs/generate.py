@@ -1,13 +1,16 @@
-"""Write the generated pages: docs/methods/*.md, docs/claims.md and the README's table of methods. --check compares."""
+"""Write the generated pages: docs/methods/*.md, docs/claims.md, docs/leaderboard.md (of the boards stored under
+benchmarks/results) and the README's table of methods. --check compares."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
 from attar.catalogue import describe, table
 from attar.claims import CLAIMS, said
+from attar.leaderboard_table import Leaderboard
 from attar.methods import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +26,7 @@ def pages() -> dict[Path, str]:
         f"{start}.*?{end}", lambda _: f"{MARKS[0]}\n{table()}\n{MARKS[1]}", readme, flags=re.DOTALL
     )
     found[ROOT / "docs" / "claims.md"] = claims()
+    found[ROOT / "docs" / "leaderboard.md"] = leaderboards()
     return found
 
 
@@ -54,6 +58,41 @@ pairs are listed in `attar/claims/labelled_distillation.py`.
 
 | name | what is claimed | source |
 |---|---|---|"""
+
+
+def leaderboards() -> str:
+    """How to run one, and those that were run: their table and their plot."""
+    parts = [LEADERBOARD_HEAD]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("leaderboard-*.json")):
+        board = Leaderboard.from_json(json.loads(path.read_text()))
+        picture = f"![kNN, linear and fine-tuned](../benchmarks/results/{path.stem}.png)"
+        parts += [f"## {path.stem.removeprefix('leaderboard-')}", board.text(), picture]
+    return "\n\n".join(parts) + "\n"
+
+
+LEADERBOARD_HEAD = """# Leaderboard
+
+    attar leaderboard labelled/ --test held-out/ --size quick
+
+trains every method that needs no teacher on the same images, for the same number of passes over them, with the same
+batch and backbone (methods of patch tokens: the same small ViT), and measures the last epoch of each by kNN, a linear
+probe, and 1 % and 10 % of the labels; masked methods by fine-tuning too, which is what their features are made for.
+Labels only measure. Beside them stand pixels, HOG, the untrained networks, and the network trained with all labels.
+
+| `--size` | images | backbone | passes | on two cores |
+|---|---|---|---|---|
+| `quick` | 5,000 | ResNet-8, ViT-micro | 30 | about 2 minutes a method |
+| `cpu` | 10,000 | ResNet-20, ViT-micro | 40 | about 15 minutes a method |
+| `gpu` | 50,000 | ResNet-18, ViT-tiny | 200 | not measured |
+
+All at 32 pixels, measured on 10,000 test images at most. `--seeds 3` gives means and spreads. Stopped, the same command
+goes on; another one may add methods or seeds to the folder. What was tried with a method that is not above its
+untrained network belongs into `notes.json` of the folder, `{"method": "text"}`, and is printed below the table. At
+`--size gpu` (add `--compile`) the kNN of lightly's published table stands beside ours.
+
+Which method for your images? Those at the top that cost what you can pay, tried on your images: the order of twenty
+methods on 5,000 small photographs says little about X-rays. Remarks on the boards below, and the one before them:
+[benchmarks](../benchmarks/results/leaderboard.md)."""
 
 
 def main() -> None:

@@ -2,6 +2,11 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +19,7 @@ from attar import leaderboard as module
 from attar.cli import app
 from attar.errors import AttarError, RecipeError, RunError
 from attar.leaderboard import SIZES, Size, leaderboard
-from attar.leaderboard_table import PUBLISHED, Entry, Leaderboard
+from attar.leaderboard_table import PUBLISHED, Entry, Leaderboard, plot
 from attar.models.backbones import build_backbone
 
 TINY = Size(images=200, test_images=80, image_size=8, backbone="resnet8x0.5", vit="none", epochs=1, batch_size=64)
@@ -203,11 +208,149 @@ def test_a_plan_comes_first_and_the_time_left_with_every_entry(tmp_path, monkeyp
     with caplog.at_level(logging.INFO, "attar"):
         leaderboard("digits", methods=["rotation", "simclr"], size="quick", out=tmp_path, device="cpu")
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "3 trainings: 1 done, 2 to do at about 2 minutes each on two cores, 4 in all."
+    assert said[0] == "3 trainings: 1 done, 2 to do; with measuring and controls about 5 minutes on two cores."
     assert "Made under other conditions than now asked for, and kept: simclr, seed 0." in said[1]
-    assert said[2] == "pixels, seed 0: knn 40.0; 0.0 minutes; trainings left: 2, about 4 minutes."
-    assert said[5] == "rotation, seed 0: knn 40.0; 0.0 minutes; trainings left: 1, about 0 minutes."
+    assert said[2] == "pixels, seed 0: knn 40.0; 0.0 minutes; trainings left: 2, about 5 minutes."
+    assert said[5] == "rotation, seed 0: knn 40.0; 0.0 minutes; trainings left: 1, less than 2 minutes."
     assert said[6] == "supervised, seed 0: knn 40.0; 0.0 minutes." and len(said) == 7
+
+
+def test_the_time_of_training_alone_follows_the_epochs_and_the_pace(tmp_path, monkeypatch):
+    shared, _ = bench(tmp_path, monkeypatch)
+    short = replace(shared, plan=replace(shared.plan, epochs=3))
+    missing = [Entry("pixels", "control", "–", 0), Entry(RANDOM, "control", "vit_micro_p4", 0)]
+    missing += [Entry("simclr", "contrastive", "resnet8", 0), Entry("mae", "masked", "vit_micro_p4", 0)]
+    full = lambda size, plan: module._Clock(size, plan, list(missing))  # noqa: E731
+    assert full("quick", shared)._left == "about 10 minutes"  # 2 trainings of 2, 2 fine-tunings of 2.5, 4 times 0.2
+    clock = full("quick", short)
+    assert clock._left == "about 6 minutes"  # 2 of 0.2, the rest as before
+    for entry in missing[:3]:
+        clock.finished(entry, 60 * 0.8)  # simclr: twice as long as guessed
+    assert clock._left == "about 6 minutes"  # 2 * (0.2 + 2.5 + 0.2)
+    unknown = full("gpu", shared)
+    assert unknown._left == ""
+    for entry in missing[:3]:
+        unknown.finished(entry, 60.0)
+    assert unknown._left != ""
+
+
+@pytest.mark.parametrize("epochs, folder", [(None, "leaderboard-quick-"), (2, "leaderboard-quick-epochs2-")])
+def test_the_budget_is_named(tmp_path, monkeypatch, epochs, folder):
+    monkeypatch.setattr(module, "_make", lambda made, _: None)
+    monkeypatch.setitem(SIZES, "quick", TINY)
+    monkeypatch.chdir(tmp_path)
+    found = leaderboard("digits", methods=["rotation"], size="quick", epochs=epochs, device="cpu")
+    assert len(found.out.name) == len(folder) + 8 and found.out.name.startswith(folder)
+    budget = f"200 images of digits at 8 pixels, {epochs or 1} epochs, batch 50, measured on 80 test images"
+    assert budget in (found.out / "leaderboard.md").read_text()
+
+
+def test_a_call_that_names_only_new_methods_keeps_the_others(tmp_path, monkeypatch):
+    def make(made, _):
+        tried.append(made.title)
+        made.failure = "no memory" if made.name == "byol" else None
+
+    tried = []
+    monkeypatch.setattr(module, "_make", make)
+    monkeypatch.setitem(SIZES, "quick", TINY)
+    run = lambda *names, **more: leaderboard(  # noqa: E731
+        "digits", methods=names, size="quick", out=tmp_path, device="cpu", **more
+    )
+    assert [e.title for e in run("simclr", "byol", "simclr", seeds=2).entries] == tried  # simclr once a seed
+    first = {e.title: e.failure for e in run("simclr", "byol", seeds=2).entries}
+    assert len(first) == 10 and tried[10:] == ["byol, seed 0", "byol, seed 1"]
+    found = run("rotation")
+    assert {e.title: e.failure for e in found.entries} == {**first, "rotation, seed 0": None}
+    assert len(found.entries) == 11 and tried[12:] == ["rotation, seed 0"]  # failures are tried again if asked for
+    stored = json.loads((tmp_path / "leaderboard.json").read_text())["entries"]
+    assert len(stored) == 11 and "| rotation |" in (tmp_path / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "file, text, told",
+    [
+        ("results/simclr-0.json", '{"name": "sim', r"simclr-0.json is no JSON: Unterminated.*Delete it, and"),
+        ("results/simclr-0.json", "[1, 2]", r"simclr-0.json holds \[1, 2\]; accepted is one object"),
+        ("results/simclr-0.json", '{"name": "simclr"}', r"simclr-0.json: no entry .* no 'kind', no 'backbone'"),
+        ("results/byol-3.json", json.dumps({**asdict(entry("byol")), "loss": 1}), "byol-3.json: .*unknown key 'loss'"),
+        ("plan.json", "", r"plan.json is no JSON: .*choose another --out"),
+        ("notes.json", "{", r"notes.json is no JSON: .*Mend it"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, monkeypatch, file, text, told):
+    monkeypatch.setitem(SIZES, "quick", TINY)
+    (tmp_path / "results").mkdir()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(RunError, match=told):
+        leaderboard("digits", methods=["simclr"], size="quick", out=tmp_path, device="cpu")
+
+
+TRAINING = """
+import os, pathlib, sys, time
+from attar.train.interrupt import Signals
+folder, end = pathlib.Path(sys.argv[1]), time.monotonic() + 60
+with Signals() as signals:
+    (folder / "new").write_text(str(os.getpid()))
+    (folder / "new").rename(folder / "began")
+    while not signals.received and time.monotonic() < end:
+        time.sleep(0.01)
+    (folder / "stopping").touch()
+    time.sleep(0.5)  # in this time another signal comes
+    (folder / "saved").touch()
+"""
+WAITING = f"""
+import sys
+from attar.leaderboard import _wait_for
+try:
+    _wait_for([sys.executable, "-c", {TRAINING!r}, sys.argv[1]])
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("stop", ["Ctrl-C of a terminal", "SIGTERM"])
+def test_a_stop_lets_the_training_save(tmp_path, stop):
+    def wait_for(name):
+        end = time.monotonic() + 60
+        while not (tmp_path / name).exists() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path)])
+    wait_for("began")
+    if stop == "SIGTERM":
+        waiting.terminate()
+    else:  # of both; the training is the faster, so that what is passed on to it comes second
+        os.kill(int((tmp_path / "began").read_text()), signal.SIGINT)
+        wait_for("stopping")
+        waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=60) == 130
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_stored_board_is_read_again_and_names_no_folder(tmp_path):
+    near = entry("byol", knn=0.41, conditions={"torch": "2.9"})
+    made = board(tmp_path, entry(RANDOM, "control", 0.40), near, notes={"byol": "more epochs"})
+    found = Leaderboard.from_json(json.loads(json.dumps(made.to_json())), out=tmp_path)
+    assert found == made and found.text() == made.text() and f"in {tmp_path}" in found.text()
+    page = Leaderboard.from_json(json.loads(json.dumps(made.to_json())))
+    assert "more epochs" in page.text()
+    assert not any(place in page.text() for place in (str(tmp_path), "notes.json", "None"))
+    assert page.table() == made.table()
+
+
+def test_the_plot_shows_fine_tuned_values_where_there_are_any(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure.axes[0]))
+    masked = entry("mae", "masked", 0.3)
+    masked.values["finetune"] = (0.6, 0.59, 0.61)
+    for entries in ([entry("simclr")], [entry("simclr"), masked]):
+        plot(board(tmp_path, *entries), tmp_path / "x.png")
+    markers = [{line.get_label(): list(line.get_xdata()) for line in axes.lines} for axes in shown]
+    assert list(markers[0]) == ["kNN", "linear"] and list(markers[1]) == ["kNN", "linear", "fine-tuned"]
+    assert markers[1]["fine-tuned"] == [pytest.approx(float("nan"), nan_ok=True), 60.0]
 
 
 def test_folders_of_earlier_versions_are_read(tmp_path, monkeypatch):

@@ -540,7 +540,7 @@ def leaderboard(
     ] = "cpu",
     seeds: Annotated[int, typer.Option("--seeds", help="Trainings a method.")] = 1,
     epochs: Epochs = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs and the table.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs, and the table of them all.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,

@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import signal
-import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,26 @@ SIZES = {
         batch_size=512,
     ),
 }
-MINUTES = {"quick": 2, "cpu": 15}  # about, for a training and its measuring on two cores: for a look, to say something
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Roughly, the minutes of one entry's parts on two cores: for a look, to say something."""
+
+    training: float  # at the size's own number of epochs
+    measuring: float
+    finetuning: float  # of a ViT
+
+    def of(self, entry: Entry, share: float, *, finetunes: bool) -> float:
+        """Minutes. share: the epochs over the size's own; measuring and fine-tuning do not change with it."""
+        training = self.training * share if entry.kind != CONTROL else 0
+        return training + self.measuring + (self.finetuning if finetunes else 0)
+
+
+COSTS = {
+    "quick": Cost(training=2, measuring=0.2, finetuning=2.5),
+    "cpu": Cost(training=15, measuring=0.4, finetuning=5),
+}  # of gpu nothing is known before its first training
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
 FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
@@ -127,15 +147,16 @@ def leaderboard(
             without test, a fifth of data.
         methods: names; default: every method that needs no teacher.
         size: of SIZES. epochs: instead of the size's. seeds: trainings a method.
-        out: default runs/leaderboard-SIZE-(digest of the data). A folder holds one leaderboard; methods may be added.
-            A file notes.json in it, {method: text}, says under the table what was tried with a method that did not
-            beat its untrained network.
+        out: default runs/leaderboard-SIZE-(digest of the data), with the epochs where they are not the size's own. A
+            folder holds one leaderboard; a later call may name further methods or seeds only, and the table holds all
+            that the folder does. A file notes.json in it, {method: text}, says under the table what was tried with a
+            method that did not beat its untrained network.
         device, precision, compile: of the trainings, as in `pretrain`. Methods that mask patches are never compiled.
             They are no part of the budget: entries made under others are kept, and the table says so.
 
     Raises:
         RecipeError: an unknown size or method, a method that needs a teacher, data without labels.
-        RunError: `out` holds a leaderboard of other images or of another budget, or notes that cannot be read.
+        RunError: `out` holds a leaderboard of other images or of another budget, or a file that cannot be read.
     """
     from attar.methods import CATALOGUE
 
@@ -146,29 +167,40 @@ def leaderboard(
             raise RecipeError(f"--{option} {given}: it must be 1 or more.")
     _check_methods(methods)
     conditions = conditions_of(device, precision, compile=compile)
-    chosen = list(methods or filter(_self_supervised, CATALOGUE))
+    chosen = list(dict.fromkeys(methods or filter(_self_supervised, CATALOGUE)))
     plan = SIZES[size] if epochs is None else replace(SIZES[size], epochs=epochs)
     train, held_out = train_and_test(data, test, plan.image_size, plan.images, plan.test_images)
     plan = replace(plan, batch_size=min(plan.batch_size, max(len(train) // 4, 2)))
-    out = Path(out or f"runs/leaderboard-{size}-{train.digest[:8]}")
+    trial = "" if plan.epochs == SIZES[size].epochs else f"-epochs{plan.epochs}"
+    out = Path(out or f"runs/leaderboard-{size}{trial}-{train.digest[:8]}")
     notes = _notes(out / "notes.json")
     _claim(out, plan, train, held_out)
-    board = Leaderboard(size, f"{len(train)} images of {Path(str(data)).name}, {plan.epochs} epochs", out, notes=notes)
     bench = _Bench(plan, out, train, held_out, device, precision, compile, conditions)
+    kept: list[Entry] = []
     missing: list[Entry] = []
-    for entry in _entries(chosen, plan, seeds):
-        kept = _kept(_file(out, entry))
-        (board.entries if kept else missing).append(kept or entry)
-    clock = _Clock(missing, MINUTES.get(size), plan.epochs / SIZES[size].epochs)
-    clock.announce(board.entries, conditions)
+    planned = _entries(chosen, plan, seeds)
+    for entry in planned:
+        path = _file(out, entry)
+        found = _stored(path) if path.is_file() else None
+        if found is None or found.failure is not None:  # failures are tried again
+            missing.append(entry)
+        else:
+            kept.append(found)
+    about = (
+        f"{len(train)} images of {Path(str(data)).name} at {plan.image_size} pixels, {plan.epochs} epochs, batch "
+        f"{plan.batch_size}, measured on {len(held_out)} test images"
+    )
+    board = Leaderboard(size, about, out, [*_others(out, planned), *kept], notes)
+    clock = _Clock(size, bench, missing)
+    clock.announce(kept)
     for entry in missing:
         began = time.monotonic()
         _make(entry, bench)
         write_atomically(check_writable(_file(out, entry)), json.dumps(asdict(entry), indent=1))
         board.entries.append(entry)
-        _write(board)
+        _write(board, out)
         clock.finished(entry, time.monotonic() - began)
-    _write(board)
+    _write(board, out)
     return board
 
 
@@ -206,15 +238,22 @@ def _self_supervised(name: str) -> bool:
     return not method.needs_teacher and not method.needs_labels
 
 
+def _object(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}. {advice}") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{path} holds {found!r:.40}; accepted is one object. {advice}")
+    return found
+
+
 def _notes(path: Path) -> dict[str, str]:
     """What a person wrote about methods."""
     if not path.is_file():
         return {}
-    try:
-        notes = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path} is no JSON: {error}. Mend it, or delete it.") from None
-    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+    notes = _object(path, "Mend it, or delete it.")
+    if not all(isinstance(text, str) for text in notes.values()):
         raise RunError(f'{path}: accepted is one object of texts by method, {{"simsiam": "what was tried"}}.')
     return notes
 
@@ -223,7 +262,8 @@ def _claim(out: Path, plan: Size, train: Images, held_out: Images) -> None:
     """Write the images once, for the processes that train, and refuse a folder with another leaderboard."""
     plan_file = check_writable(out / "plan.json")
     wanted = {**asdict(plan), "train": train.digest, "test": held_out.digest}
-    if plan_file.is_file() and (found := json.loads(plan_file.read_text())) != wanted:
+    advice = "Delete it if the folder was made of these images with this budget; else choose another --out."
+    if plan_file.is_file() and (found := _object(plan_file, advice)) != wanted:
         changed = [
             f"{key}: {found.get(key)!r} -> {value!r}" for key, value in wanted.items() if found.get(key) != value
         ]
@@ -280,43 +320,57 @@ def _file(out: Path, entry: Entry) -> Path:
     return out / "results" / (f"{name}-{entry.seed}.json" if entry.seed else f"{name}.json")
 
 
-def _kept(path: Path) -> Entry | None:
-    """The entry in this file; None if there is none, or a failure, which is tried again."""
-    if not path.is_file():
-        return None
-    entry = Entry(**json.loads(path.read_text()))
-    return entry if entry.failure is None else None
+def _stored(path: Path) -> Entry:
+    """The entry in this file."""
+    advice = "Delete it, and the entry is measured again; if a newer attar wrote it, update instead."
+    values = _object(path, advice)
+    try:
+        return Entry.from_json(values)
+    except RunError as error:
+        raise RunError(f"{path}: {error} {advice}") from None
+
+
+def _others(out: Path, planned: Sequence[Entry]) -> list[Entry]:
+    """What earlier calls made of methods and seeds that this one does not name, failures too."""
+    named = {_file(out, entry) for entry in planned}
+    return [_stored(path) for path in sorted((out / "results").glob("*.json")) if path not in named]
 
 
 @dataclass
 class _Clock:
-    """Says what is to do and how long it takes: minutes a training by the size, then by those that are done."""
+    """Says what is to do and how long it takes: a guess by the size, corrected by how long trainings so far took."""
 
+    size: str
+    bench: _Bench
     missing: list[Entry]
-    minutes: float | None  # on two cores, at the size's own number of epochs
-    share: float  # of that number
-    _seconds: list[float] = field(default_factory=list)
+    _guessed: float = 0.0  # minutes of the trainings that are done
+    _taken: float = 0.0
+
+    def _guess(self, entry: Entry) -> float:
+        cost = COSTS.get(self.size, COSTS["cpu"])  # of gpu only the proportions count
+        share = self.bench.plan.epochs / SIZES[self.size].epochs
+        return cost.of(entry, share, finetunes=self.bench.finetunes(entry))
 
     @property
     def _trainings(self) -> int:
         return sum(entry.kind != CONTROL for entry in self.missing)
 
-    def announce(self, kept: Sequence[Entry], conditions: dict[str, Any]) -> None:
-        done = sum(entry.kind != CONTROL for entry in kept)
-        each = self.minutes and self.minutes * self.share
-        guess = (
-            f" at about {each:.2g} minutes each on two cores, {each * self._trainings:.0f} in all"
-            if each
-            else "; how long one takes is known after the first"
-        )
-        logger.info(
-            "%d trainings: %d done, %d to do%s.",
-            done + self._trainings,
-            done,
-            self._trainings,
-            guess if self._trainings else "",
-        )
-        others = [e.title for e in kept if any(conditions[key] != value for key, value in e.conditions.items())]
+    @property
+    def _left(self) -> str:
+        """The time that all missing entries take, in words; "" where nothing is known of it."""
+        if not self._guessed and self.size not in COSTS:
+            return ""
+        pace = self._taken / self._guessed if self._guessed else 1.0
+        minutes = pace * sum(map(self._guess, self.missing))
+        return "less than 2 minutes" if minutes < 1.5 else f"about {minutes:.0f} minutes"
+
+    def announce(self, kept: Sequence[Entry]) -> None:
+        done, to_do = sum(entry.kind != CONTROL for entry in kept), self._trainings
+        duration = f"{self._left} on two cores" if self._left else "how long they take is known after the first"
+        guess = f"; with measuring and controls {duration}" if self.missing else ""
+        logger.info("%d trainings: %d done, %d to do%s.", done + to_do, done, to_do, guess)
+        asked = self.bench.conditions
+        others = [e.title for e in kept if any(asked.get(key) != value for key, value in e.conditions.items())]
         if others:
             logger.warning(
                 "Made under other conditions than now asked for, and kept: %s. The table says which; to make one "
@@ -326,14 +380,12 @@ class _Clock:
 
     def finished(self, entry: Entry, seconds: float) -> None:
         self.missing = self.missing[1:]
-        if entry.kind != CONTROL:
-            self._seconds.append(seconds)
+        if entry.kind != CONTROL and entry.failure is None:
+            self._guessed += self._guess(entry)
+            self._taken += seconds / 60
         left = ""
-        if self._trainings:
-            each = statistics.mean(self._seconds) / 60 if self._seconds else (self.minutes or 0) * self.share
-            left = f"; trainings left: {self._trainings}" + (
-                f", about {each * self._trainings:.0f} minutes" if each else ""
-            )
+        if self.missing:
+            left = f"; trainings left: {self._trainings}" + (f", {self._left}" if self._left else "")
         values = ", ".join(
             f"{name} {100 * entry.values[name][0]:.1f}" for name in ("knn", "linear") if name in entry.values
         )
@@ -361,11 +413,15 @@ class _Bench:
     conditions: dict[str, Any]
 
     @cached_property
-    def finetuned(self) -> set[str]:
+    def _finetuned(self) -> set[str]:
         """The networks whose fine-tuning is measured, trained and untrained."""
         from attar.methods import CATALOGUE
 
         return {self.plan.network_of(name) for name, line in CATALOGUE.items() if line.family in FINETUNED}
+
+    def finetunes(self, entry: Entry) -> bool:
+        untrained = entry.name == UNTRAINED and entry.backbone in self._finetuned
+        return untrained or entry.kind in FINETUNED
 
 
 def _make(entry: Entry, bench: _Bench) -> None:
@@ -408,22 +464,41 @@ def _trained(entry: Entry, bench: _Bench) -> None:
     entry.conditions = json.loads(beside.read_text()) if beside.is_file() else {}
     model, image, _ = load_backbone(run)
     head = load_head(run, "classifier") if is_upper else None
-    more = (FINETUNE,) if entry.kind in FINETUNED else ()
+    more = (FINETUNE,) if bench.finetunes(entry) else ()
     protocols = UPPER_PROTOCOLS if is_upper else (*PROTOCOLS, *more)
     _measure(entry, model, image, protocols, bench, classifier=head and Classifier(head, classes_of(run)))
 
 
 def _wait_for(command: list[str]) -> tuple[int, str]:
-    """Exit code and last line of stderr. A stop is passed on, and waited for: the training saves before it ends."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    """Exit code and last line of stderr. A stop is passed on, and waited for: the training saves before it ends.
+
+    As SIGTERM: of a terminal's Ctrl-C the training has its SIGINT already, and a second one tells it not to save.
+    """
+    with (
+        _sigterm_interrupts(),
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+    ):
         try:
             said = process.communicate()[1]
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
             raise
     last = (said.strip().splitlines() or ["it said nothing"])[-1]
     return process.returncode, last.removeprefix("attar: ")[:300]
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM is a KeyboardInterrupt; by itself it would end this process at once and leave its training running."""
+    if threading.current_thread() is not threading.main_thread():  # handlers can only be set there
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _control(entry: Entry, bench: _Bench) -> None:
@@ -445,7 +520,7 @@ def _control(entry: Entry, bench: _Bench) -> None:
     fitted, measured, classes = prepare(bench.train, bench.held_out, seed=0)
     task = Task(fitted, measured, classes, entry.seed, choose_device(bench.device), "auto", 256, False)
     (chosen,) = random_init(Subject("model", model, image, task))
-    more = (FINETUNE,) if name in bench.finetuned else ()
+    more = (FINETUNE,) if bench.finetunes(entry) else ()
     return _measure(entry, chosen.backbone, image, (*PROTOCOLS, *more), bench)
 
 
@@ -473,7 +548,7 @@ def _measure(
     entry.rank = found.details["feature_rank"]
 
 
-def _write(board: Leaderboard) -> None:
-    write_atomically(board.out / "leaderboard.json", json.dumps(board.to_json(), indent=1))
-    write_atomically(board.out / "leaderboard.md", board.text() + "\n")
-    plot(board, board.out / "leaderboard.png")
+def _write(board: Leaderboard, out: Path) -> None:
+    write_atomically(out / "leaderboard.json", json.dumps(board.to_json(), indent=1))
+    write_atomically(out / "leaderboard.md", board.text() + "\n")
+    plot(board, out / "leaderboard.png")

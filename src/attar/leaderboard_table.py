@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from attar.errors import RunError
 
 UNTRAINED = "random initialisation"
 CONTROL, UPPER_LINE = "control", "upper line"  # kinds of entries besides the families of methods
@@ -39,6 +41,21 @@ class Entry:
     failure: str | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Entry:
+        """Raises RunError: keys that this version does not know, or without those that every entry has."""
+        optional = [f.name for f in fields(cls) if (f.default, f.default_factory) != (MISSING, MISSING)]
+        needed = [f.name for f in fields(cls) if f.name not in optional]
+        wrong = [f"unknown key {key!r}" for key in found if key not in (*needed, *optional)]
+        wrong += [f"no {key!r}" for key in needed if key not in found]
+        if wrong:
+            raise RunError(
+                f"no entry of a leaderboard: {', '.join(wrong)}; accepted are {', '.join(needed)} and, where "
+                f"known, {', '.join(optional)}."
+            )
+        values = {protocol: tuple(interval) for protocol, interval in found.get("values", {}).items()}
+        return cls(**{**found, "values": values})
+
     @property
     def is_method(self) -> bool:
         return self.kind not in (CONTROL, UPPER_LINE)
@@ -51,17 +68,26 @@ class Entry:
 
 @dataclass
 class Leaderboard:
-    """All entries, and where they lie. notes: by method, what a person has to say of it (notes.json of the folder)."""
+    """All entries, and where they lie (out; None: nothing is said of it).
+
+    notes: by method, what a person has to say of it (notes.json of the folder).
+    """
 
     size: str
     data: str
-    out: Path
+    out: Path | None = None
     entries: list[Entry] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         entries = [asdict(entry) for entry in self.entries]
         return {"size": self.size, "data": self.data, "entries": entries, "notes": self.notes}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any], out: Path | None = None) -> Leaderboard:
+        """The board of a leaderboard.json, to write its page again."""
+        entries = [Entry.from_json(entry) for entry in found["entries"]]
+        return cls(found["size"], found["data"], out, entries, found.get("notes", {}))
 
     def lines(self) -> dict[tuple[str, str], list[Entry]]:
         """(name, backbone) -> its seeds; methods by kNN, best first, then the upper line, then the controls."""
@@ -112,8 +138,8 @@ class Leaderboard:
         return ", ".join(above) or "no"
 
     def text(self) -> str:
-        below = "\n\n".join(self._below())
-        return f"Leaderboard, size {self.size}, {self.data}\n\n{self.table()}\n\n{below}\n\nin {self.out}"
+        place = [f"in {self.out}"] if self.out else []
+        return "\n\n".join([f"Leaderboard, size {self.size}, {self.data}", self.table(), *self._below(), *place])
 
     def _below(self) -> list[str]:
         """What must be said of the table, as paragraphs."""
@@ -143,8 +169,8 @@ class Leaderboard:
                 listed.append(f"- {name}: {self.notes.get(name, 'nothing was tried')}")
         if not listed:
             return []
-        head = f"Not above their untrained network, and what was tried (from {self.out / 'notes.json'}):"
-        return ["\n".join([head, *listed])]
+        source = f" (from {self.out / 'notes.json'})" if self.out else ""
+        return ["\n".join([f"Not above their untrained network, and what was tried{source}:", *listed])]
 
 
 def mean_of(entries: Sequence[Entry], protocol: str) -> float:
@@ -212,7 +238,7 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def plot(board: Leaderboard, path: Path) -> None:
-    """kNN and linear top-1 of every method; the upper line and the controls as vertical rules."""
+    """kNN, linear and any fine-tuned top-1 of every method; the upper line and the controls as vertical rules."""
     from matplotlib.figure import Figure
 
     lines = {key: entries for key, entries in board.lines().items() if any(e.failure is None for e in entries)}
@@ -220,9 +246,12 @@ def plot(board: Leaderboard, path: Path) -> None:
     figure = Figure(figsize=(8, 3.2 + 0.28 * max(len(methods), 6)), layout="constrained")
     axes = figure.add_subplot()
     heights = range(len(methods), 0, -1)
-    for protocol, marker, colour in (("knn", "o", "#2b6cb0"), ("linear", "D", "#c05621")):
-        values = [100 * mean_of(entries, protocol) for entries in methods.values()]
-        axes.plot(values, heights, marker, color=colour, label=COLUMNS[protocol])
+    markers = [("knn", "o", "#2b6cb0"), ("linear", "D", "#c05621")]
+    if any("finetune" in e.values for entries in methods.values() for e in entries):
+        markers.append(("finetune", "^", "#2f855a"))
+    for protocol, marker, colour in markers:
+        values = [100 * mean_of(entries, protocol) or math.nan for entries in methods.values()]
+        axes.plot(values, heights, marker, color=colour, label=(COLUMNS | SOME_HAVE)[protocol])
     for (name, backbone), entries in lines.items():
         if not entries[0].is_method:
             value = 100 * mean_of(entries, "knn")
@@ -233,7 +262,7 @@ def plot(board: Leaderboard, path: Path) -> None:
     axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
     axes.set_ylim(0.4, len(methods) + 0.6)
     axes.set_xlabel("top-1, % (kNN: dotted of the controls, solid of the supervised upper line)")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)  # fine-tuned values lie at the right, too
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=130)
