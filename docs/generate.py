@@ -10,6 +10,7 @@ from pathlib import Path
 
 from attar.catalogue import describe, table
 from attar.claims import CLAIMS, said
+from attar.leaderboard import COSTS, SIZES
 from attar.leaderboard_table import Leaderboard
 from attar.methods import CATALOGUE
 
@@ -62,12 +63,20 @@ pairs are listed in `attar/claims/labelled_distillation.py`.
 
 def leaderboards() -> str:
     """How to run one, and those that were run: their table and their plot."""
-    parts = [LEADERBOARD_HEAD]
+    sizes = [
+        f"| `{name}` | {size.images:,} | {size.backbone}, {size.vit} | {size.epochs} | {minutes(name)} |"
+        for name, size in SIZES.items()
+    ]
+    parts = [LEADERBOARD_HEAD.replace("{sizes}", "\n".join(sizes))]
     for path in sorted((ROOT / "benchmarks" / "results").glob("leaderboard-*.json")):
         board = Leaderboard.from_json(json.loads(path.read_text()))
         picture = f"![kNN, linear and fine-tuned](../benchmarks/results/{path.stem}.png)"
         parts += [f"## {path.stem.removeprefix('leaderboard-')}", board.text(), picture]
     return "\n\n".join(parts) + "\n"
+
+
+def minutes(size: str) -> str:
+    return f"about {COSTS[size].training:g} minutes a method" if size in COSTS else "not measured"
 
 
 LEADERBOARD_HEAD = """# Leaderboard
@@ -81,9 +90,7 @@ Labels only measure. Beside them stand pixels, HOG, the untrained networks, and 
 
 | `--size` | images | backbone | passes | on two cores |
 |---|---|---|---|---|
-| `quick` | 5,000 | ResNet-8, ViT-micro | 30 | about 2 minutes a method |
-| `cpu` | 10,000 | ResNet-20, ViT-micro | 40 | about 15 minutes a method |
-| `gpu` | 50,000 | ResNet-18, ViT-tiny | 200 | not measured |
+{sizes}
 
 All at 32 pixels, measured on 10,000 test images at most. `--seeds 3` gives means and spreads. Stopped, the same command
 goes on; another one may add methods or seeds to the folder. What was tried with a method that is not above its
