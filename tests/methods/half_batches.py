@@ -32,7 +32,11 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {name: (name, None, {
     f"{name} {recipe or ''} queue of 10": (name, recipe, {"queue_length": 10}) for name, recipe in _WRAPPING
 }
 CASES["metric center"] = ("metric", "center", {})
-CASES["simclr memory of 10"] = ("simclr", None, {"memory_length": 10})
+CASES["simclr memory of 10"] = ("simclr", "v2_memory", {"memory_length": 10})
+CASES["dinov2 softmax"] = ("dinov2", None, {"centring": "softmax"})
+# Of NCE, Z is state; of both, negatives are drawn by the step.
+CASES |= {f"{name} nce": (name, "photo", {"num_negatives": 20}) for name in ("inst_disc", "pirl", "cmc")}
+CASES["inst_disc sampled"] = ("inst_disc", "sampled", {"num_negatives": 20})
 # Of a batch of six: a query's group is one process' half, its key's is spread over both.
 _IN_GROUPS = [("moco", None), ("densecl", None), ("s2bnn", "both")]
 TRAIN_CASES = {f"{name} in groups of 3": (name, recipe, {"bn_group_size": 3}) for name, recipe in _IN_GROUPS}

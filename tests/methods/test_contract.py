@@ -14,6 +14,8 @@ from attar.data.images import ImageSpec
 from attar.methods import CATALOGUE
 from attar.methods.base import Recipe, load, resolve_recipe
 from attar.models.momentum import MomentumTeacher
+from attar.models.queue import FeatureQueue
+from tests.methods.half_batches import CASES
 
 METHODS = list(CATALOGUE)
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -54,20 +56,44 @@ def test_after_step_touches_only_state_that_no_gradient_trains(bench, name):
         assert any(k.startswith(teacher) for k in changed), "the momentum teacher did not move"
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if "MomentumTeacher" in vars(load(name))])
+def test_what_is_learnt_from_comes_from_the_momentum_teacher(bench, name):
+    """At first teacher and student are equal, and one could stand in the other's place: so the teacher is moved."""
+
+    def learnt_from(recipe: str, noise: float) -> list[torch.Tensor]:
+        """The first loss, and the keys that later ones will be compared with."""
+        built = bench(name, recipe)
+        teachers = [m for m in built.method.modules() if isinstance(m, MomentumTeacher)]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in (p for teacher in teachers for p in teacher.parameters()):
+                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+        loss = built.backward(0).loss.detach()
+        built.method.after_step(built.progress(0))
+        return [loss, *(m.rows for m in built.method.modules() if isinstance(m, FeatureQueue))] if teachers else []
+
+    found = {recipe: (learnt_from(recipe, 0.0), learnt_from(recipe, 0.1)) for recipe in load(name).RECIPES}
+    assert any(plain for plain, _ in found.values()), "none of the recipes makes a teacher"
+    for recipe, (plain, moved) in found.items():
+        equal = [torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(plain, moved)]
+        assert not plain or not all(equal), f"the teacher of {recipe!r} can be anything"
+
+
 @every_method
 def test_the_same_seed_gives_the_same_losses(bench, name):
     assert bench(name).train(range(2)) == bench(name).train(range(2))
 
 
-@every_method
-def test_saving_and_loading_continues_bit_for_bit(bench, name):
-    straight = bench(name)
+@pytest.mark.parametrize("case", CASES)
+def test_saving_and_loading_continues_bit_for_bit(bench, case):
+    name, recipe, settings = CASES[case]
+    straight = bench(name, recipe, **settings)
     straight.train(range(2))
     state = {k: v.clone() for k, v in straight.method.state_dict().items()}
     optimiser = copy.deepcopy(straight.optimiser.state_dict())
     expected = straight.train(range(2, 4))
 
-    resumed = bench(name)
+    resumed = bench(name, recipe, **settings)
     resumed.method.load_state_dict(state)
     resumed.optimiser.load_state_dict(optimiser)
     assert resumed.train(range(2, 4)) == expected

@@ -76,5 +76,6 @@ def test_recipe_and_views_are_the_published_ones(bench):
     photo = resolve_recipe("i_jepa")
     assert photo.peak_lr == pytest.approx(1e-3) and (photo.weight_decay, photo.weight_decay_end) == (0.04, 0.4)
     assert (photo.predictor_dim, photo.predictor_depth, photo.num_targets, photo.min_context) == (384, 12, 4, 10)
+    assert photo.predictor_heads == 16
     maker = views(photo, bench("i_jepa").setup.image, 4)
     assert maker.view.flip == 0 and maker.view.jitter is None and maker.view.scale == (0.3, 1.0) and maker.grid == 8

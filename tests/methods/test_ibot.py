@@ -77,12 +77,13 @@ def test_without_any_masked_patch_only_the_class_term_is_left(bench):
     assert bench.method.mask_token.grad is not None  # in the graph, as DistributedDataParallel needs
 
 
-def test_local_views_fit_the_patches(bench):
+def test_local_views_and_the_least_block_fit_the_patches(bench):
     image = bench("ibot").setup.image
     assert views(RECIPES["small"], image, 4).local_views[0].view_size == 16
     large = image.__class__(size=224, channels=3, mean=image.mean, std=image.std)
     photo = views(RECIPES["photo"], large, 16)
     assert photo.local_views[0].view_size == 96 and len(photo.local_views) == 10 and photo.grid == 14
+    assert photo.smallest == 16 and views(RECIPES["photo"], large, 14).smallest == 25  # (grid // 3)^2
     assert views(RECIPES["photo"], large, 14).local_views[0].view_size == 98
 
 

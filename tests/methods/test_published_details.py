@@ -1,14 +1,127 @@
-"""Details of the papers that training goes on without: layers of heads, what is decayed, the teacher's schedule."""
+"""Details of the papers that training goes on without: views, layers of heads, what is decayed, the teacher's
+schedule."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from attar.train.optimisers import build_optimiser, set_rates
+from attar.data.images import ImageSpec
+from attar.methods.base import load, resolve_recipe
+from attar.train.optimisers import build_optimiser, parameter_groups, set_rates
+from attar.views.augmentation import Augmentation
+
+
+class Kind(NamedTuple):
+    """One kind of view: fields of Augmentation, with the commonest values."""
+
+    scale: tuple[float, float]
+    jitter: tuple[float, float, float, float] | None
+    jitter_probability: float = 0.8
+    flip: float = 0.5
+    grey: float = 0.2
+    grey_before_jitter: bool = False
+    blur: float = 0.0
+    solarise: float = 0.0
+    interpolation: str = "bilinear"
+
+
+def crops(scale: tuple[float, float], **changes: Any) -> Kind:
+    """Without colours."""
+    return Kind(scale, None, grey=0.0)._replace(**changes)
+
+
+def byol(scale: tuple[float, float], blur: tuple[float, ...], solarise: tuple[float, ...], resized: str) -> list[Kind]:
+    """BYOL's colours; views that differ in blur and solarisation."""
+    colours = (0.4, 0.4, 0.2, 0.1)
+    return [Kind(scale, colours, blur=b, solarise=s, interpolation=resized) for b, s in zip(blur, solarise)]
+
+
+def dino(whole: tuple[float, float], local: tuple[float, float] | None, blur: tuple[float, ...]) -> list[Kind]:
+    """Two global views, and local ones."""
+    pair = byol(whole, blur[:2], (0.0, 0.2), "bicubic")
+    return pair + (byol(local, blur[2:], (0.0,), "bicubic") if local else [])
+
+
+OLD, WEAK, STRONG = (0.4, 0.4, 0.4, 0.4), (0.4, 0.4, 0.4, 0.1), (0.8, 0.8, 0.8, 0.2)
+GREY_FIRST = Kind((0.2, 1.0), OLD, 1.0, grey_before_jitter=True)
+SWAV = [Kind((0.14, 1.0), STRONG, blur=0.5), Kind((0.05, 0.14), STRONG, blur=0.5)]
+SIMCLR = [Kind((0.08, 1.0), STRONG, blur=0.5, interpolation="bicubic")]
+SIMCLR_SMALL = [Kind((0.08, 1.0), WEAK, interpolation="bicubic")]
+ASYMMETRIC, SHARP = (1.0, 0.1), (0.0, 0.0)
+
+VIEWS = {
+    ("inst_disc", "photo"): [GREY_FIRST],
+    ("inst_disc", "sampled"): [GREY_FIRST],
+    ("inst_disc", "small"): [Kind((0.2, 1.0), OLD, 1.0, flip=0.0)],
+    ("inva_spread", "small"): [Kind((0.2, 1.0), OLD, 1.0)],
+    ("cmc", "photo"): [crops((0.08, 1.0))],  # grey would destroy the view of colours
+    ("cmc", "small"): [crops((0.2, 1.0))],
+    ("pirl", "photo"): [Kind(scale, (0.4, 0.4, 0.4, 0.2), 1.0) for scale in ((0.08, 1.0), (0.6, 1.0))],
+    ("moco", "v1"): [GREY_FIRST],
+    ("moco", "v2"): [Kind((0.2, 1.0), WEAK, blur=0.5)],
+    ("moco", "small"): [Kind((0.08, 1.0), WEAK)],
+    ("moco_v3", "vit"): byol((0.08, 1.0), ASYMMETRIC, (0.0, 0.2), "bilinear"),
+    ("moco_v3", "convnet"): byol((0.2, 1.0), ASYMMETRIC, (0.0, 0.2), "bilinear"),
+    ("moco_v3", "small"): byol((0.08, 1.0), SHARP, (0.0, 0.2), "bilinear"),
+    ("simclr", "photo"): SIMCLR,
+    ("simclr", "v2"): SIMCLR,
+    ("simclr", "small"): SIMCLR_SMALL,
+    ("simclr", "small_lars"): SIMCLR_SMALL,
+    ("nnclr", "photo"): SIMCLR,
+    ("nnclr", "small"): SIMCLR_SMALL,
+    ("densecl", "photo"): [Kind((0.2, 1.0), WEAK, blur=0.5)],
+    ("simsiam", "photo"): [Kind((0.2, 1.0), WEAK, blur=0.5)],
+    ("byol", "photo"): byol((0.08, 1.0), ASYMMETRIC, (0.0, 0.2), "bicubic"),
+    ("byol", "small"): byol((0.08, 1.0), SHARP, (0.0, 0.2), "bicubic"),
+    ("barlow_twins", "photo"): byol((0.08, 1.0), ASYMMETRIC, (0.0, 0.2), "bicubic"),
+    ("barlow_twins", "small"): byol((0.08, 1.0), SHARP, (0.0, 0.2), "bicubic"),
+    ("vicreg", "photo"): byol((0.08, 1.0), ASYMMETRIC, (0.0, 0.2), "bicubic"),
+    ("vicreg", "small"): byol((0.2, 1.0), (0.0,), (0.1,), "bicubic"),
+    ("swav", "photo"): SWAV,
+    ("swav", "photo_256"): SWAV,
+    ("swav", "seer"): SWAV,
+    ("swav", "small"): [Kind((0.14, 1.0), WEAK)],
+    ("deep_cluster", "photo"): SWAV,
+    ("deep_cluster", "small"): [Kind((0.14, 1.0), WEAK)],
+    ("dino", "photo"): dino((0.4, 1.0), (0.05, 0.4), (1.0, 0.1, 0.5)),
+    ("dino", "convnet"): dino((0.14, 1.0), (0.05, 0.14), (1.0, 0.1, 0.5)),
+    ("dino", "small"): dino((0.14, 1.0), None, SHARP),
+    ("ibot", "photo"): dino((0.25, 1.0), (0.05, 0.25), (1.0, 0.1, 0.5)),
+    ("dinov2", "photo"): dino((0.32, 1.0), (0.05, 0.32), (1.0, 0.1, 0.5)),
+    ("dinov2", "large"): dino((0.32, 1.0), (0.05, 0.32), (1.0, 0.1, 0.5)),
+    ("mae", "photo"): [crops((0.2, 1.0), interpolation="bicubic")],
+    ("simmim", "photo"): [crops((0.67, 1.0))],
+    ("i_jepa", "photo"): [crops((0.3, 1.0), flip=0.0)],
+}
+
+
+def augmentations(part: Any) -> Iterator[Augmentation]:
+    """All that a view maker holds, in its order."""
+    if isinstance(part, Augmentation):
+        yield part
+    elif dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from augmentations(getattr(part, field.name))
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            yield from augmentations(item)
+
+
+@pytest.mark.parametrize("name, recipe", VIEWS)
+def test_views_are_the_published_ones(name, recipe):
+    image = ImageSpec(size=224, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    found = list(augmentations(load(name).views(resolve_recipe(name, recipe), image)))
+    kinds = [Kind(*(getattr(view, field) for field in Kind._fields)) for view in found]
+    assert list(dict.fromkeys(kinds)) == VIEWS[name, recipe]
+    assert all(view.blur_sigma == (0.1, 2.0) for view in found if view.blur)
+
 
 # Linear without a bias: "Linear"; with: "Linear+b". Batch norm with scale and shift: "BN"; without a shift: "BN-b".
 HEADS = {
@@ -50,6 +163,35 @@ def test_biases_and_norms_are_decayed_where_the_published_code_does(bench, name,
     assert set(small.values()) == {settings.weight_decay}
     if settings.optimiser == "lars":
         assert all(group["adapt"] for group in optimiser.param_groups)
+
+
+UNDECAYED = {
+    "mae": {"backbone.network.pos_embed"},
+    "i_jepa": {"backbone.network.pos_embed"},
+    "simmim": {"mask_token", *(f"backbone.network.{token}" for token in ("pos_embed", "cls_token", "reg_token"))},
+}
+
+
+@pytest.mark.parametrize("name", UNDECAYED)
+def test_positions_are_not_decayed_and_all_else_is_treated_as_usual(bench, monkeypatch, name):
+    method = bench(name).method
+    if name == "simmim":  # the networks it takes need have neither
+        for token in ("cls_token", "reg_token"):
+            setattr(method.backbone.network, token, nn.Parameter(torch.zeros(1, 1, 4)))
+
+    def settings() -> dict[str, dict[str, Any]]:
+        names = {id(p): n for n, p in method.named_parameters()}
+        groups = parameter_groups(method, method.recipe)
+        return {names[id(p)]: {k: v for k, v in g.items() if k != "params"} for g in groups for p in g["params"]}
+
+    own = settings()
+    monkeypatch.setattr(method, "parameter_groups", lambda: None)
+    usual = settings()
+    assert usual.keys() == own.keys() > UNDECAYED[name]
+    for parameter, group in usual.items():
+        assert group["weight_decay_scale"] == (method.get_parameter(parameter).ndim > 1)
+        expected = group | {"weight_decay_scale": 0.0} if parameter in UNDECAYED[name] else group
+        assert own[parameter] == expected, parameter
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "byol", "moco_v3"])

@@ -104,7 +104,8 @@ def test_recipes_are_the_papers():
     assert one_machine.peak_lr == pytest.approx(0.6) and one_machine.queue_length == 3840
     assert photo.num_prototypes == 3000 and photo.num_local_views == 6 and photo.local_scale == (0.05, 0.14)
     assert seer.peak_lr == pytest.approx(9.6) and seer.num_prototypes == 16000 and not seer.head_batch_norm
-    assert seer.sinkhorn_iterations == 10 and seer.queue_length == 0 and seer.weight_decay == 1e-5
+    assert (seer.sinkhorn_epsilon, photo.sinkhorn_epsilon, seer.sinkhorn_iterations) == (0.03, 0.05, 10)
+    assert seer.queue_length == 0 and seer.weight_decay == 1e-5
 
 
 def test_seers_views_and_head(bench):

@@ -28,7 +28,7 @@ def two(tmp_path_factory) -> list[dict]:
     running = [
         subprocess.Popen([*command, str(rank), str(folder / "store"), str(out)]) for rank, out in enumerate(outs)
     ]
-    assert [process.wait(timeout=240) for process in running] == [0, 0]
+    assert [process.wait(timeout=600) for process in running] == [0, 0]
     return [torch.load(out, weights_only=True) for out in outs]
 
 

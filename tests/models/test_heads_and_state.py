@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from attar.errors import RecipeError, ShapeError
@@ -41,6 +42,18 @@ def test_dino_head_is_a_weight_norm_with_unit_gain():
     assert head(x).abs().max() <= 1 + 1e-6
 
 
+def test_dino_scores_are_exact_cosines_in_full_precision_under_autocast():
+    head, z = DINOHead(6, 5, hidden_dim=8, bottleneck_dim=4), F.normalize(torch.randn(7, 4), dim=1)
+    weight = head.last_layer.weight
+    cosines = F.cosine_similarity(z[:, None].double(), weight.double(), dim=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, whole = head.scores(z), head(torch.randn(3, 6))
+    assert scores.dtype == whole.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), cosines, rtol=0, atol=1e-6)
+    scores.sum().backward()
+    assert weight.grad.dtype == torch.float32 and weight.grad.any()
+
+
 def test_momentum_teacher_follows_the_closed_form_over_parameters_only():
     student = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
     teacher = MomentumTeacher(student)
@@ -54,6 +67,22 @@ def test_momentum_teacher_follows_the_closed_form_over_parameters_only():
     assert (teacher.module[1].running_mean == 0).all()
     assert not any(p.requires_grad for p in teacher.parameters())
     assert not teacher(torch.randn(4, 3).double()).requires_grad
+
+
+def test_momentum_teacher_drops_nothing_and_takes_batch_statistics_in_train_mode_only():
+    block = Block(4, num_heads=2, proj_drop=0.5, attn_drop=0.5, drop_path=0.5)
+    student = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Unflatten(1, (2, 4)), block)
+    method = nn.ModuleDict({"student": student, "teacher": MomentumTeacher(student)})
+    teacher, x = method["teacher"], torch.randn(16, 8)
+    for mode in (True, False, True):
+        method.train(mode)
+        before = teacher.module[1].running_mean.clone()
+        first, second = teacher(x), teacher(x)
+        assert torch.equal(first, second), "dropout or drop-path is active"
+        assert torch.equal(teacher.module[1].running_mean, before) != mode
+    assert not torch.equal(student(x), student(x)), "the student keeps both"
+    normalised = F.batch_norm(teacher.module[0](x), None, None, training=True)
+    torch.testing.assert_close(first, teacher.module[4](normalised.view(16, 2, 4)))
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (5, 4), (7, 1), (17,), (8,), (16, 3)])

@@ -6,19 +6,29 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 class MomentumTeacher(nn.Module):
     """A moving average of a module's parameters: teacher = momentum * teacher + (1 - momentum) * student.
 
     Starts as an exact copy and never gets a gradient. Only parameters are averaged; its batch norm statistics come
-    from its own forward passes, so it stays in train mode with the method (MoCo, BYOL, DINO). It is saved with the
-    method's state.
+    from its own forward passes, so batch norms stay in train mode with the method (MoCo, BYOL, DINO). All else is in
+    eval mode: what it says is a target, which dropout and drop-path would blur. It is saved with the method's state.
     """
 
     def __init__(self, student: nn.Module):
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> MomentumTeacher:
+        super().train(mode)
+        self.module.eval()
+        for part in self.module.modules():
+            if isinstance(part, _NormBase):  # with its own flag alone: timm's may hold a dropout
+                part.training = mode
+        return self
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
