@@ -295,7 +295,9 @@ with Signals() as signals:
     while not signals.received and time.monotonic() < end:
         time.sleep(0.01)
     (folder / "stopping").touch()
-    time.sleep(0.5)  # in this time another signal comes
+    while not (folder / "sent").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(1)  # in this time another signal is passed on
     (folder / "saved").touch()
 """
 WAITING = f"""
@@ -324,6 +326,7 @@ def test_a_stop_lets_the_training_save(tmp_path, stop):
         os.kill(int((tmp_path / "began").read_text()), signal.SIGINT)
         wait_for("stopping")
         waiting.send_signal(signal.SIGINT)
+    (tmp_path / "sent").touch()
     assert waiting.wait(timeout=60) == 130
     assert (tmp_path / "saved").exists()
 

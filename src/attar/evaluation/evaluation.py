@@ -408,12 +408,12 @@ def _conclude(measured: _Measured, health: dict[str, float], seen: str, label_no
         if label_noise and PROTOCOLS[row["protocol"]].learns:
             row["settings"]["label_noise"] = label_noise
     comparisons = [c for c in measured.comparisons if (c.protocol, c.variant, c.metric) == (protocol, variant, metric)]
-    said = {(c.difference, c.low, c.high) for c in comparisons}  # all labels of low_label are linear's once more
+    said = {("low_label", c.difference, c.low, c.high) for c in comparisons}  # all labels: those of linear once more
     others = [
         c
         for c in measured.comparisons
         if c.subject == "random_init" and c.metric == measured.telling_metric[c.protocol, c.variant]
-        if (c.protocol, c.variant) != (protocol, variant) and (c.difference, c.low, c.high) not in said
+        if (c.protocol, c.variant) != (protocol, variant) and (c.protocol, c.difference, c.low, c.high) not in said
     ]
     findings = Findings(
         protocol=f"{protocol} {variant}".strip(),
