@@ -45,11 +45,11 @@ undecided) at this size; without a name it lists them. Trainings that are done a
 Results so far: [benchmarks](../benchmarks/results/claims.md).
 
 A claim holds if everything that it expects of its arms is seen by every metric it names, seed by seed: each difference
-above zero at 95 % by Student's t, which takes three seeds at least. It does not hold if one of k differences is on the
-wrong side at 1 - 0.05 / k: chance has a try with each of them. Everything else is undecided, and so is a claim whose
-premise (a sham that must not help, an arm that must have learned) is not met. With three seeds a difference must be 2.5
-times its standard deviation; `--seeds 5` brings that to 1.2. The doubt is that of the seeds: all arms are measured on
-the same test images.
+above zero at 95 % (two-sided) by Student's t, which takes three seeds at least. It does not hold if one of k
+differences is on the wrong side at 1 - 0.05 / k: chance has a try with each of them. Everything else is undecided, and
+so is a claim whose premise (a sham that must not do as well, an arm that must have learned) is not met. With three
+seeds a difference must be 2.5 times its standard deviation to meet an expectation, and 5.1 times to refute one of four;
+`--seeds 5` brings that to 1.2 and 1.9. The doubt is that of the seeds: all arms are measured on the same test images.
 
 `--size` is `cpu` or `gpu`. Distilling from features has `photo` too, photographs of 64 px for a teacher of one's own
 (`--teacher`). Distilling with labels (`kd`, `crd`, `sskd` and its kin) also has pairs of networks at their published
@@ -76,7 +76,9 @@ def leaderboards() -> str:
 
 
 def minutes(size: str) -> str:
-    return f"about {COSTS[size].training:g} minutes a method" if size in COSTS else "not measured"
+    if size not in COSTS:
+        return "not measured"
+    return f"about {COSTS[size].training:g} minutes a method, {COSTS[size].finetuning:g} more for a masked one"
 
 
 LEADERBOARD_HEAD = """# Leaderboard

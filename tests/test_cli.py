@@ -65,6 +65,7 @@ def test_one_method_whole(attar):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["reproduce", "--seeds", "5"], "--seeds would be ignored: name a claim"),
         (["methods", "simcrl"], "unknown method 'simcrl'. Did you mean simclr?"),
         (["pretrain", "digits", "--out", "{tmp}/r", "--method", "mocco"], "Did you mean moco?"),
         (["pretrain", "digits", "--out", "{tmp}/r", "--backbone", "resnet81"], "unknown backbone 'resnet81'"),

@@ -513,6 +513,9 @@ def reproduce(
     from attar.claims import said
 
     if name is None:
+        given = {"data": data, "test": test, "out": out, "teacher": teacher, "seeds": seeds}
+        if asked := [f"--{option}" for option, value in given.items() if value is not None]:
+            raise RecipeError(f"{', '.join(asked)} would be ignored: name a claim; attar reproduce lists them.")
         if json_output:
             _print_json([{"name": n, "claim": said(n)[0], "source": said(n)[1]} for n in CLAIMS])
         else:

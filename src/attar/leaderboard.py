@@ -482,7 +482,7 @@ def _wait_for(command: list[str]) -> tuple[int, str]:
             said = process.communicate()[1]
         except KeyboardInterrupt:
             process.terminate()
-            process.wait()
+            process.communicate()
             raise
     last = (said.strip().splitlines() or ["it said nothing"])[-1]
     return process.returncode, last.removeprefix("attar: ")[:300]

@@ -257,7 +257,7 @@ def plot(board: Leaderboard, path: Path) -> None:
             value = 100 * mean_of(entries, "knn")
             style = "-" if entries[0].kind == UPPER_LINE else ":"
             axes.axvline(value, color="#718096", linewidth=0.8, linestyle=style)
-            title = f"{name} {backbone}".strip(" –")
+            title = f"{'untrained' if name == UNTRAINED else name} {backbone}".strip(" –")
             axes.text(value, len(methods) + 0.7, title, rotation=60, fontsize=7, color="#4a5568")
     axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
     axes.set_ylim(0.4, len(methods) + 0.6)

@@ -34,6 +34,7 @@ ALONE = (0.50, 0.51, 0.49)
         ((0.40, 0.41, 0.40), (0.30, 0.31, 0.29), (0.3, 0.31, 0.3), "does not hold"),
         ((0.52, 0.48, 0.50), (0.30, 0.31, 0.29), (0.3, 0.31, 0.3), "undecided"),
         ((0.60, 0.61, 0.60), (0.60, 0.61, 0.60), (0.3, 0.31, 0.3), "undecided"),  # a random teacher helps as much
+        ((0.52, 0.53, 0.51), (0.52, 0.53, 0.51), (0.3, 0.31, 0.3), "undecided"),  # and where that is not much
     ],
 )
 def test_verdicts(student, random, permuted, verdict):

@@ -64,3 +64,18 @@ def test_a_clear_difference_refutes_and_an_unmet_premise_leaves_it_open():
     text = judge(claim, arms, metrics=("m",), digits=False)
     assert text.startswith("Verdict: undecided") and "premise: part over untrained: -20.0" in text
     assert judge(claim[:1], arms, metrics=("m",), digits=False).startswith("Verdict: holds")
+    refuted = [*over("part", "whole"), *over("part", "untrained", premise=True)]
+    assert judge(refuted, arms, metrics=("m",), digits=False).startswith("Verdict: undecided")
+
+
+def test_the_tries_are_the_differences_of_all_metrics_without_the_premises():
+    """One difference at t = -7.5, p = 0.0173: enough among two tries (0.025), not among four (0.0125)."""
+    low, zero = [-0.01 - 0.00231, -0.01, -0.01 + 0.00231], [0.0] * 3
+    assert compare(low, zero, tries=2)[2] == "below" and compare(low, zero, tries=4)[2] == "equal"
+    arms = result(a=low, b=zero, c=[0.5, 0.51, 0.5])
+    for arm in arms.values.values():
+        arm["n"] = list(zero)  # another metric, by which nothing differs
+    once = [Expectation(("a",), ("b",), "a over b"), *over("c", "b", metrics=("m",), premise=True)]
+    assert "does not hold" in judge(once, arms, metrics=("m", "n"), digits=False)
+    twice = [*once, Expectation(("b",), ("a",), "b over a")]
+    assert "undecided" in judge(twice, arms, metrics=("m", "n"), digits=False)

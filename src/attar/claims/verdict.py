@@ -93,7 +93,9 @@ def judge(
     metrics: what is judged where an expectation does not say. ranked: the arms are also named from best to worst.
     """
     tries = sum(len(e.metrics or metrics) for e in expectations if not e.premise)
-    lines, outcomes = [], []
+    lines: list[str] = []
+    outcomes: list[str] = []
+    premises: list[str] = []
     for expectation in expectations:
         found = []
         for metric in expectation.metrics or metrics:
@@ -103,14 +105,16 @@ def judge(
             mean, deviation, side = compare([value + expectation.margin for value in better], worse, tries=tries)
             known = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
             found.append(f"{100 * (mean - expectation.margin):+.1f}{known} {metric}")
-            decided = {"above": "holds", "below": "undecided" if expectation.premise else "does not hold"}
-            outcomes.append(decided.get(side, "undecided"))
+            decided = {"above": "holds", "below": "does not hold"}.get(side, "undecided")
+            (premises if expectation.premise else outcomes).append(decided)
         premise = "premise: " if expectation.premise else ""
         lines.append(f"{premise}{expectation.what}: {', '.join(found)}{_in_words(expectation.margin)}")
-    if "does not hold" in outcomes:
-        verdict = "does not hold"
-    else:
-        verdict = "holds" if set(outcomes) == {"holds"} else "undecided"
+    verdict = "undecided"
+    if all(outcome == "holds" for outcome in premises):
+        if "does not hold" in outcomes:
+            verdict = "does not hold"
+        elif all(outcome == "holds" for outcome in outcomes):
+            verdict = "holds"
     worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
     ranks = ranking(result, metrics[-1]) if ranked else ""
     return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranks}{few_seeds(len(better))}{worth}"

@@ -14,7 +14,8 @@ def peak_memory_of_process() -> int:
     status = Path("/proc/self/status")
     if status.is_file():
         sizes = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(sizes[0][1]) * 1024 if sizes else 0
+        if sizes:  # some containers leave it out
+            return int(sizes[0][1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -16,8 +16,8 @@ mmselfsup, linear probe 47.0), "small" the paper's for CIFAR-10.
 
 Cost: four forward and backward passes an image.
 
-Choose it as the plainest pretext task, for photographs taken upright; the best siamese and contrastive methods learn more
-from the same images (docs/leaderboard.md).
+Choose it as the plainest pretext task, for photographs taken upright; the best siamese and contrastive methods learn
+more from the same images (docs/leaderboard.md).
 """
 
 from __future__ import annotations
