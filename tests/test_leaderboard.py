@@ -301,8 +301,9 @@ with Signals() as signals:
     (folder / "saved").touch()
 """
 WAITING = f"""
-import sys
+import signal, sys
 from attar.leaderboard import _wait_for
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is told to ignore
 try:
     _wait_for([sys.executable, "-c", {TRAINING!r}, sys.argv[1]])
 except KeyboardInterrupt:
