@@ -117,10 +117,10 @@ def judge(
             verdict = "holds"
     worth = " On 8-pixel digits this shows that the experiment works, and little more; give --data." if digits else ""
     ranks = ranking(result, metrics[-1]) if ranked else ""
-    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranks}{few_seeds(len(better))}{worth}"
+    return f"Verdict: {verdict} at this size. {'; '.join(lines)}.{ranks}{_few_seeds(len(better))}{worth}"
 
 
-def few_seeds(number: int) -> str:
+def _few_seeds(number: int) -> str:
     """Why fewer than three seeds are never decisive; "" for more."""
     return "" if number >= LEAST_SEEDS else f" {number} of the three seeds that a decision needs: --seeds 3."
 

@@ -248,11 +248,8 @@ def with_own_group(method: Method, part: nn.Module, **settings: Any) -> list[dic
 
 def without_decay(method: Method, *endings: str) -> list[dict[str, Any]]:
     """Parameter groups in which those whose names end so have no weight decay (see `Method.parameter_groups`)."""
-    named = [item for item in method.named_parameters() if item[1].requires_grad]
-    return [
-        {"params": [item for item in named if not item[0].endswith(endings)]},
-        {"params": [item for item in named if item[0].endswith(endings)], "weight_decay_scale": 0.0},
-    ]
+    own = [parameter for name, parameter in method.named_parameters() if name.endswith(endings)]
+    return with_own_group(method, nn.ParameterList(own), weight_decay_scale=0.0)
 
 
 def load(name: str) -> ModuleType:
