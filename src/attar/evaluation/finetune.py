@@ -21,6 +21,7 @@ from attar.data.splits import stratified_split
 from attar.errors import AttarError
 from attar.evaluation.features import extract_features, match_channels, read_ahead, tracked
 from attar.evaluation.subject import Outcome, Protocol, Subject
+from attar.models.precision import mixed_precision
 from attar.views.augmentation import Augmentation, RandomCropPad
 from attar.views.draws import Draws
 
@@ -98,7 +99,7 @@ class Finetune(Protocol):
                     group["lr"] = group["initial_lr"] * _rate_factor(step, total, self.warmup_fraction)
                 batch = match_channels(batch.to(task.device), subject.image)
                 images_seen = view(batch, Draws(task.seed, batch.index, epoch=step // per_epoch))
-                with torch.autocast(task.device.type, dtype=torch.bfloat16, enabled=task.precision == "bf16"):
+                with mixed_precision(task.device, enabled=task.precision == "bf16"):
                     logits = head(backbone(images_seen))
                 assert batch.labels is not None
                 loss = F.cross_entropy(logits.float(), batch.labels)

@@ -27,6 +27,7 @@ from attar.errors import RecipeError, TrainingError
 from attar.methods.base import Method, Progress
 from attar.models.backbones import evaluation_mode
 from attar.models.batch_norm import synchronise_batch_norm
+from attar.models.precision import mixed_precision
 from attar.train.batches import BatchPlan, prefetched
 from attar.train.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from attar.train.distributed import World
@@ -233,7 +234,7 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
         batch = views_of(canvases.to(job.world.device), job.make_views, job.options.seed, epoch)
         join = i == len(parts) - 1 or not isinstance(job.network, DistributedDataParallel)
         with contextlib.nullcontext() if join else job.network.no_sync():  # type: ignore[operator]
-            with torch.autocast(job.world.device.type, dtype=torch.bfloat16, enabled=job.precision == torch.bfloat16):
+            with mixed_precision(job.world.device, enabled=job.precision == torch.bfloat16):
                 output = job.network(batch, progress)
             output = output[1] if isinstance(job.network, Sharded) else output
             (output.loss / len(parts)).backward()
