@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 def mixed_precision(device: torch.device, *, enabled: bool) -> Iterator[None]:
     """bf16 autocast around a forward pass that has a backward pass; without `enabled` nothing changes.
 
-    On a CPU attention is computed in float32: in bf16 the backward pass of torch's fused kernel takes two to seven times
-    as long (benchmarks/attention_cpu.py).
+    On a CPU attention is computed in float32: in bf16 torch's fused kernel is slow in its backward pass, so that both
+    passes take 1.2 (long sequences) to 4 times (short ones) as long (benchmarks/attention_cpu.py).
     """
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
         if not enabled or device.type != "cpu":
