@@ -94,8 +94,8 @@ def info_nce(
     rows = F.normalize(negatives.detach(), dim=1)
 
     def block_sum(block: slice) -> Tensor:
-        positive = (q[block] * k[block]).sum(dim=1, keepdim=True)
-        logits = torch.cat([positive, q[block] @ rows.T], dim=1) / temperature
+        scaled = q[block] / temperature  # not the logits, which are more
+        logits = torch.cat([(scaled * k[block]).sum(dim=1, keepdim=True), scaled @ rows.T], dim=1)
         return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
 
     return _mean_over_blocks(block_sum, len(q), len(rows), chunk_size)
@@ -220,7 +220,7 @@ def _softmax_loss(
     """Mean cross-entropy of finding candidate positive[i] for anchor i, without candidate excluded[i]."""
 
     def block_sum(block: slice) -> Tensor:
-        logits = anchors[block] @ candidates.T / temperature
+        logits = (anchors[block] / temperature) @ candidates.T  # the logits are more to divide
         if excluded is not None:
             logits = logits.scatter(1, excluded[block][:, None], float("-inf"))
         return F.cross_entropy(logits, positive[block], reduction="sum")
