@@ -122,10 +122,11 @@ def build(method: str, recipe_name: str = "small", network: str = "resnet8x0.5")
     return method, module.views(recipe, IMAGE)(batch, Draws(0, batch.index))
 
 
-def test_without_stop_gradient_the_targets_get_a_gradient():
-    """The loss is SimSiam's, to the last bit; the gradient is not."""
+@pytest.mark.parametrize("whole", ["simsiam", "byol"])
+def test_without_stop_gradient_the_targets_get_a_gradient(whole):
+    """The loss is the method's (BYOL's teacher begins as its student); the gradient is not."""
     gradients = []
-    for name in ("simsiam", "attar.claims.arms.simsiam_without_stop_gradient"):
+    for name in (whole, f"attar.claims.arms.{whole}_without_stop_gradient"):
         method, batch = build(name)
         loss = method.step(batch, Progress(0, 10, 0, 1)).loss
         loss.backward()

@@ -113,8 +113,11 @@ def tiny_backbone(seed: int = 0, name: str = "resnet8x0.5") -> Any:
     return build_backbone(name, channels=3, image_size=SIZE)
 
 
-def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
-    """The method with its small recipe (else its first) at test sizes, and a random teacher if it needs one."""
+def build(name: str, recipe: str | None = None, *, network: str | None = None, **settings: Any) -> Bench:
+    """The method with its small recipe (else its first) at test sizes, and a random teacher if it needs one.
+
+    network: the backbone, instead of a tiny one of the kind that the method needs.
+    """
     module = load(name)
     recipe = recipe or ("small" if "small" in module.RECIPES else next(iter(module.RECIPES)))
     fields = {f.name for f in dataclasses.fields(module.RECIPES[recipe])}
@@ -127,7 +130,7 @@ def build(name: str, recipe: str | None = None, **settings: Any) -> Bench:
         head, projector = _teacher_head(resolved), _teacher_projector(resolved)
         classes = setup.images.classes if head else ()
         setup.teacher = FrozenTeacher(tiny_backbone(seed=7), IMAGE, head, projector=projector, classes=classes)
-    backbone = tiny_backbone(name=module.METHOD.backbone_name(BACKBONES[module.METHOD.needs_tokens]))
+    backbone = tiny_backbone(name=module.METHOD.backbone_name(network or BACKBONES[module.METHOD.needs_tokens]))
     method = module.METHOD(resolved, backbone, setup).train()
     return Bench(method, make_views(name, resolved, IMAGE, backbone), setup.images, setup)
 
@@ -158,7 +161,7 @@ def _teacher_projector(recipe: Recipe) -> MLP | None:
 
 @pytest.fixture
 def bench():
-    """build(name, recipe=None, **settings) -> Bench."""
+    """build(name, recipe=None, network=None, **settings) -> Bench."""
     return build
 
 

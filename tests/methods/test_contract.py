@@ -14,6 +14,7 @@ from attar.data.images import ImageSpec
 from attar.methods import CATALOGUE
 from attar.methods.base import Recipe, load, resolve_recipe
 from attar.models.momentum import MomentumTeacher
+from attar.models.precision import mixed_precision
 from attar.models.queue import FeatureQueue
 from tests.methods.half_batches import CASES
 
@@ -155,7 +156,7 @@ def test_autocast_changes_the_loss_only_within_bfloat16(bench, name):
     bench = bench(name)
     method = copy.deepcopy(bench.method)
     exact = method(bench.batch(0), bench.progress(0)).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision(torch.device("cpu"), enabled=True):
         half = bench.method(bench.batch(0), bench.progress(0)).loss
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)

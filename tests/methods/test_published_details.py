@@ -150,31 +150,85 @@ def test_heads_have_the_published_layers(bench, name, recipe, head):
     assert all(not layer.bias.any() for layer in layers if kind(layer) == "BN-b"), "no shift: a bias that stays 0"
 
 
-@pytest.mark.parametrize("name, recipe", [("swav", "photo"), ("deep_cluster", "photo"), ("moco", "v2"), ("moco", "v1")])
+DECAYED = {  # weight decay, and LARS's adaptation, of biases and norms: of published code, or said by the paper
+    ("inst_disc", "photo"): True,  # optimisers over all parameters
+    ("inva_spread", "photo"): True,
+    ("cmc", "photo"): True,
+    ("moco", "v1"): True,
+    ("moco", "v2"): True,
+    ("moco_v3", "vit"): True,
+    ("densecl", "photo"): True,
+    ("simsiam", "photo"): True,
+    ("swav", "photo"): True,
+    ("swav", "seer"): True,
+    ("deep_cluster", "photo"): True,
+    ("lejepa", "photo"): True,
+    ("simclr", "photo"): False,  # LARS that leaves them out
+    ("simclr", "v2"): False,
+    ("byol", "photo"): False,
+    ("moco_v3", "convnet"): False,
+    ("barlow_twins", "photo"): False,
+    ("vicreg", "photo"): False,
+    ("nnclr", "photo"): False,
+    ("pirl", "photo"): False,
+    ("dino", "photo"): False,  # AdamW with two groups
+    ("mae", "photo"): False,
+    ("simmim", "photo"): False,
+    ("ibot", "photo"): False,
+    ("dinov2", "photo"): False,
+    ("i_jepa", "photo"): False,
+}
+
+
+@pytest.mark.parametrize("name, recipe", DECAYED)
 def test_biases_and_norms_are_decayed_where_the_published_code_does(bench, name, recipe):
     built = bench(name, recipe)
     settings = built.method.recipe
     assert settings.weight_decay > 0
     optimiser = build_optimiser(built.method, settings)
     set_rates(optimiser, settings, built.progress(1))
-    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
-    small = {n: decay[id(p)] for n, p in built.method.named_parameters() if p.requires_grad and p.ndim <= 1}
-    assert any("bn" in n for n in small) and any(n.startswith("projector") for n in small)
-    assert set(small.values()) == {settings.weight_decay}
+    groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
+    small = {n: groups[id(p)] for n, p in built.method.named_parameters() if p.requires_grad and p.ndim <= 1}
+    assert any("bn" in n or "norm" in n for n in small)
+    decays = {n: group["weight_decay"] > 0 for n, group in small.items()}
+    assert set(decays.values()) == {DECAYED[name, recipe]}, decays
     if settings.optimiser == "lars":
-        assert all(group["adapt"] for group in optimiser.param_groups)
+        assert {group["adapt"] for group in small.values()} == {DECAYED[name, recipe]}
+
+
+PARTS_OF_TRAINING = {  # in epochs of the recipe's, by published commands
+    ("dino", "photo", "freeze_last_layer_fraction"): 1,
+    ("dino", "convnet", "freeze_last_layer_fraction"): 1,
+    ("ibot", "photo", "freeze_last_layer_fraction"): 1,
+    ("dinov2", "photo", "freeze_last_layer_fraction"): 1,
+    ("dinov2", "large", "freeze_last_layer_fraction"): 1,
+    ("swav", "photo", "freeze_prototypes_fraction"): 1,  # 313 steps of 4096 images
+    ("swav", "photo_256", "freeze_prototypes_fraction"): 1,  # 5005 of 256
+    ("dino", "photo", "teacher_temperature_fraction"): 30,
+    ("ibot", "photo", "teacher_temperature_fraction"): 30,
+    ("dinov2", "photo", "teacher_temperature_fraction"): 30,
+    ("dinov2", "large", "teacher_temperature_fraction"): 30,
+    ("swav", "photo_256", "queue_start_fraction"): 15,
+}
+
+
+@pytest.mark.parametrize("name, recipe, field", PARTS_OF_TRAINING)
+def test_freezing_and_warm_ups_last_as_long_as_in_the_published_commands(name, recipe, field):
+    values = load(name).RECIPES[recipe]
+    assert getattr(values, field) * values.epochs == pytest.approx(PARTS_OF_TRAINING[name, recipe, field])
 
 
 UNDECAYED = {
     "mae": {"backbone.network.pos_embed"},
     "i_jepa": {"backbone.network.pos_embed"},
+    "moco_v3": {"backbone.network.pos_embed"},
     "simmim": {"mask_token", *(f"backbone.network.{token}" for token in ("pos_embed", "cls_token", "reg_token"))},
 }
 
 
 @pytest.mark.parametrize("name", UNDECAYED)
 def test_positions_are_not_decayed_and_all_else_is_treated_as_usual(bench, monkeypatch, name):
-    method = bench(name).method
+    method = bench(name, **({"recipe": "vit", "network": "vit_micro_p8"} if name == "moco_v3" else {})).method
     if name == "simmim":  # the networks it takes need have neither
         for token in ("cls_token", "reg_token"):
             setattr(method.backbone.network, token, nn.Parameter(torch.zeros(1, 1, 4)))
@@ -189,7 +243,8 @@ def test_positions_are_not_decayed_and_all_else_is_treated_as_usual(bench, monke
     usual = settings()
     assert usual.keys() == own.keys() > UNDECAYED[name]
     for parameter, group in usual.items():
-        assert group["weight_decay_scale"] == (method.get_parameter(parameter).ndim > 1)
+        decayed = method.get_parameter(parameter).ndim > 1 or method.recipe.decay_bias_and_norm
+        assert group["weight_decay_scale"] == decayed
         expected = group | {"weight_decay_scale": 0.0} if parameter in UNDECAYED[name] else group
         assert own[parameter] == expected, parameter
 

@@ -50,3 +50,13 @@ def test_monitor_keeps_the_last_rows_and_reports_a_collapse():
         monitor.add(rows, rows)
     gauges = monitor.measure()
     assert not gauges["collapsed"] and gauges["alignment"] == 0.0
+
+
+def test_a_spike_of_the_gradient_is_its_largest_norm_over_the_median_since_the_last_measurement():
+    monitor = HealthMonitor()
+    for norm in (2.0, 1.0, 30.0, 2.0, 3.0):
+        monitor.add_gradient(torch.tensor(norm))
+    assert monitor.measure() == {"gradient_spike": 15.0}
+    monitor.add_gradient(torch.tensor(7.0))
+    assert monitor.measure() == {"gradient_spike": 1.0}
+    assert monitor.measure() == {}

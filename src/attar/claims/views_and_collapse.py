@@ -33,16 +33,18 @@ CLAIMS = {
         ),
         Ablation(
             name="byol_collapse",
-            statement="BYOL collapses without its predictor, and without batch norm in its heads.",
-            source="Grill et al. 2020, arXiv:2006.07733, table 5; Fetterman and Albrecht 2020",
+            statement="BYOL collapses without its stop-gradient, its predictor, and batch norm in its heads.",
+            source="Grill et al. 2020, arXiv:2006.07733, table 5; Fetterman and Albrecht 2020; stop-gradient: as in "
+            "Chen and He 2021, arXiv:2011.10566",
             arms={
                 "byol": Arm("BYOL", "byol"),
+                "without_stop_gradient": Arm("without stop-gradient and teacher", f"{ARMS}.byol_without_stop_gradient"),
                 "without_predictor": Arm("without predictor", f"{ARMS}.byol_without_predictor"),
                 "without_batch_norm": Arm("without batch norm in the heads", f"{ARMS}.byol_without_batch_norm"),
             },
             expectations=[
-                *over("byol", "without_predictor", "without_batch_norm"),
-                *over("byol", "without_predictor", "without_batch_norm", **COLLAPSE),
+                *over("byol", "without_stop_gradient", "without_predictor", "without_batch_norm"),
+                *over("byol", "without_stop_gradient", "without_predictor", "without_batch_norm", **COLLAPSE),
             ],
         ),
         Ablation(

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     """A network that maps images (B, C, H, W) to features (B, D), and shows its intermediate maps by name.
 
     network: the wrapped module; all parameters are below `network.`, under the names timm gives them.
-    num_features: D.
+    num_features: D. recomputes: whether its activations are computed again in the backward pass.
     """
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, num_features: int):
@@ -68,6 +68,7 @@ class Backbone(nn.Module):
         self.network = network
         self.spec = spec
         self.num_features = num_features
+        self.recomputes = False
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -163,6 +164,7 @@ class Backbone(nn.Module):
             raise BackboneError(
                 f"{self.spec.name} cannot recompute its activations; leave out --checkpoint-activations."
             ) from error
+        self.recomputes = True
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's names (own nets: under their own)."""

@@ -13,14 +13,16 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def mixed_precision(device: torch.device, *, enabled: bool) -> Iterator[None]:
+def mixed_precision(device: torch.device, *, enabled: bool, recomputes: bool = False) -> Iterator[None]:
     """bf16 autocast around a forward pass that has a backward pass; without `enabled` nothing changes.
 
     On a CPU attention is computed in float32: in bf16 torch's fused kernel is slow in its backward pass, so that both
-    passes take 1.2 (long sequences) to 4 times (short ones) as long (benchmarks/attention_cpu.py).
+    passes take 1.2 (long sequences) to 4 times (short ones) as long (benchmarks/attention_cpu.py). Not where the
+    backward pass `recomputes` activations: it would do so outside of this context, in bf16. And not in
+    nn.MultiheadAttention, which hides its attention.
     """
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
-        if not enabled or device.type != "cpu":
+        if not enabled or recomputes or device.type != "cpu":
             yield
             return
         with _Float32Attention():

@@ -6,10 +6,12 @@ for number. Images of another size than the network's get interpolated positions
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attar.errors import BackboneError, ShapeError
 from attar.models.backbones import Backbone
@@ -101,16 +103,17 @@ def embed(
 
 
 def run_blocks(backbone: Backbone, tokens: Tokens, *, valid: Tensor | None = None) -> Tokens:
-    """Blocks and final norm. valid: bool (B, N), False for padding, which no token then attends to."""
+    """Blocks and final norm. valid: bool (B, N), False for padding, which no token then attends to.
+
+    A block is computed again in the backward pass where the backbone is told to (`checkpoint_activations`).
+    """
     network: Any = backbone.network
     x = torch.cat(tokens, dim=1)
     num_prefix = tokens.prefix.shape[1]
-    if valid is None:
-        x = network.blocks(x)
-    else:
-        mask = key_mask(valid, num_prefix)
-        for block in network.blocks:
-            x = block(x, attn_mask=mask)
+    mask = None if valid is None else key_mask(valid, num_prefix)
+    for block in network.blocks:
+        given = block if mask is None else partial(block, attn_mask=mask)
+        x = checkpoint(given, x, use_reentrant=False) if backbone.recomputes else given(x)
     x = network.norm(x)
     return Tokens(x[:, :num_prefix], x[:, num_prefix:])
 

@@ -318,6 +318,7 @@ def health_of(run: RunContent) -> dict[str, Any] | None:
         "rankme": "effective rank",
         "alignment": "distance of positive pairs",
         "uniformity": "uniformity (lower = more even)",
+        "gradient_spike": "largest gradient over the median one (near 1 = smooth training)",
         "knn": "neighbours of the same label (kNN)",
     }
     plots = []

@@ -5,6 +5,8 @@ embedding_std   mean over dimensions of the standard deviation of normalised emb
 rankme          exp(entropy of the normalised singular values); Garrido et al. 2023, arXiv:2210.02885
 alignment       mean squared distance of positive pairs; uniformity  log mean exp(-2 squared distance)
                 of all pairs; Wang and Isola 2020, arXiv:2005.10242
+gradient_spike  largest norm of the gradient since the last measurement over the median one: near 1 in smooth training,
+                much larger where it becomes unstable; Chen et al. 2021, arXiv:2104.02057, section 4.1
 """
 
 from __future__ import annotations
@@ -60,6 +62,11 @@ class HealthMonitor:
         self.num_rows = num_rows
         self._embeddings: list[Tensor] = []
         self._positives: list[Tensor] = []
+        self._gradient_norms: list[Tensor] = []
+
+    def add_gradient(self, norm: Tensor) -> None:
+        """The norm of a step's gradient, a scalar."""
+        self._gradient_norms.append(norm.detach())
 
     def add(self, embeddings: Tensor | None, positives: Tensor | None) -> None:
         if embeddings is None:
@@ -71,15 +78,16 @@ class HealthMonitor:
             self._positives.pop(0)
 
     def measure(self) -> dict[str, float | bool]:
-        """The gauges over what was kept; empty without embeddings. Always measured in fp32."""
+        """The gauges over what was kept; without embeddings only that of the gradient. Always measured in fp32."""
+        gauges: dict[str, float | bool] = {}
+        if self._gradient_norms:
+            norms = torch.stack(self._gradient_norms).float()
+            gauges["gradient_spike"] = float(norms.max() / norms.median().clamp_min(1e-12))
+            self._gradient_norms.clear()
         if not self._embeddings:
-            return {}
+            return gauges
         rows = torch.cat(self._embeddings)[-self.num_rows :]
-        gauges: dict[str, float | bool] = {
-            "embedding_std": embedding_std(rows),
-            "rankme": rankme(rows),
-            "uniformity": uniformity(rows),
-        }
+        gauges |= {"embedding_std": embedding_std(rows), "rankme": rankme(rows), "uniformity": uniformity(rows)}
         if all(len(p) for p in self._positives):
             positives = torch.cat(self._positives)[-self.num_rows :]
             gauges["alignment"] = alignment(rows, positives)

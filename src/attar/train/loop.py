@@ -234,7 +234,8 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
         batch = views_of(canvases.to(job.world.device), job.make_views, job.options.seed, epoch)
         join = i == len(parts) - 1 or not isinstance(job.network, DistributedDataParallel)
         with contextlib.nullcontext() if join else job.network.no_sync():  # type: ignore[operator]
-            with mixed_precision(job.world.device, enabled=job.precision == torch.bfloat16):
+            is_bf16, recomputes = job.precision == torch.bfloat16, job.method.backbone.recomputes
+            with mixed_precision(job.world.device, enabled=is_bf16, recomputes=recomputes):
                 output = job.network(batch, progress)
             output = output[1] if isinstance(job.network, Sharded) else output
             (output.loss / len(parts)).backward()
@@ -245,6 +246,7 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
     norm = clip_gradients(job.optimiser, job.recipe)
     job.optimiser.step()
     job.method.after_step(progress)
+    job.health.add_gradient(norm)
     sums["gradient_norm"] = norm  # equal on all processes, as the gradients are
     return {name: job.world.mean(value) if isinstance(value, Tensor) else value for name, value in sums.items()}
 

@@ -18,8 +18,12 @@ A vision transformer's patch projection keeps its first, random weights: its gra
 first (section 4.2); `freeze_patches=False` trains it. A backbone without a patch projection, a convnet, is trained
 whole.
 
+Training that becomes unstable shows as spikes of the gradient: `gradient_norm` of metrics.jsonl, step by step, and
+`gradient_spike` of health.jsonl, the largest of some steps over their median.
+
 Differs: the paper's ViT has fixed sine-cosine position embeddings and Xavier's initial weights, here the backbone comes
-as it was built (so published weights may be trained further; their patch projection is frozen too). The published
+as it was built (so published weights may be trained further; their patch projection is frozen too), and its learned
+positions have no weight decay, which would pull them to 0. The published
 code moves the teacher before it makes the keys, with the same weights but a momentum one step further on its cosine.
 
 Cost: two views forward and backward and two forward in the teacher, about 2.7 times one view; a second copy of
@@ -31,12 +35,13 @@ queue asks for less.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from attar.data.images import ImageSpec
 from attar.losses import info_nce
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, without_decay
 from attar.methods.momentum import cosine_to_one
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -71,6 +76,7 @@ RECIPES = {
         base_lr=1.5e-4,
         warmup_fraction=40 / 300,
         weight_decay=0.1,
+        decay_bias_and_norm=True,  # AdamW over all parameters in the published code
     ),
     "convnet": MoCoV3Recipe(  # ResNet-50, published command (CONFIG.md): 72.8 linear
         epochs=300,
@@ -159,6 +165,10 @@ class MoCoV3(Method):
 
     def after_step(self, progress: Progress) -> None:
         self.teacher.update(self.encoder, cosine_to_one(self.recipe.momentum, progress))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """No weight decay on the positions of a ViT."""
+        return without_decay(self, "pos_embed")
 
 
 def _freeze_patch_projection(backbone: Backbone) -> None:
