@@ -1,5 +1,6 @@
 """The report: one file, with what the folders hold, and a reason where they hold nothing."""
 
+import base64
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from attar import stages
 from attar.errors import CheckpointError, RunError
@@ -56,6 +58,22 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self._hidden:
             self.words.append(data)
+
+
+def test_what_a_vision_transformer_looks_at_is_in_its_report(finished, tmp_path):
+    settings = {"num_local_views": 0, "num_prototypes": 64, "projector_hidden_dim": 32}
+    made = dict(method="dino", backbone="vit_micro_p8", image_size=16, epochs=1, batch_size=256, progress=False)
+    run = tmp_path / "dino"
+    stages.pretrain("digits", out=run, settings=settings, **made)
+    with Image.open(run / "attention.png") as picture:
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 100, "images, not a blank sheet"
+    said = "Where the class token of the last block looks"
+    for folder, there in ((run, True), (finished, False)):
+        page = Page(stages.report([folder], out=tmp_path / "report.html").read_text())
+        assert (said in page.text) == there
+    attended = "data:image/png;base64," + base64.b64encode((run / "attention.png").read_bytes()).decode()
+    assert attended in (stages.report([run], out=tmp_path / "report.html")).read_text()
 
 
 def test_the_page_has_every_section_and_asks_nothing_of_the_network(finished, tmp_path):

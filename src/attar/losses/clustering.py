@@ -140,7 +140,7 @@ def prototype_cross_entropy(embeddings: Tensor, prototypes: Tensor, labels: Tens
             f"labels {tuple(labels.shape)} do not fit; they must be (B, E), (H, K, E) and (H, B)."
         )
     z, c = F.normalize(embeddings, dim=1), F.normalize(prototypes.detach(), dim=2)
-    return torch.stack([F.cross_entropy(z @ own.T / temperature, y) for own, y in zip(c, labels)]).mean()
+    return torch.stack([F.cross_entropy((z / temperature) @ own.T, y) for own, y in zip(c, labels)]).mean()
 
 
 def _across_views(targets: Sequence[Tensor], log_predictions: Sequence[Tensor]) -> Tensor:

@@ -168,7 +168,7 @@ def inva_spread(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:
         raise ShapeError(f"inva_spread: z1 and z2 of shape {tuple(z1.shape)} hold no negatives; pass at least 2 rows.")
     own = (first_own_row(len(views)) + torch.arange(len(views), device=z1.device))[:, None]
     partner = own.roll(len(z1), dims=0)
-    logits = (views @ candidates.T / temperature).scatter(1, own, float("-inf"))
+    logits = ((views / temperature) @ candidates.T).scatter(1, own, float("-inf"))
     log_p = logits.log_softmax(dim=1)
     negatives = log_p.scatter(1, partner, float("-inf")).clamp(max=-1e-7)  # P = 1 would have no log(1 - P)
     log_not = torch.log(-torch.expm1(negatives))  # log(1 - P), exact for small and large P; 0 where P is masked

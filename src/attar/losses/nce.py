@@ -85,7 +85,8 @@ def _scores(embeddings: Tensor, positives: Tensor, negatives: Tensor, temperatur
     """v M / t: of the own rows (B,), of the drawn ones (B, K)."""
     v = F.normalize(embeddings, dim=1)
     own, drawn = F.normalize(positives.detach(), dim=1), F.normalize(negatives.detach(), dim=1)
-    return (v * own).sum(dim=1) / temperature, v @ drawn.T / temperature
+    scaled = v / temperature
+    return (scaled * own).sum(dim=1), scaled @ drawn.T
 
 
 def _check(

@@ -105,7 +105,7 @@ RECIPES = {
     # Goyal et al. 2021, section 3. Crops, prototypes, iterations, decay and the head without batch norm are also in the
     # published config of its successor, RegNet-10B, where epsilon is found, too; the warm-up is in the name of its
     # published weights (which has 64 nodes with 16 images on a GPU, 8192 with eight each); batch size and rates from
-    # memory.
+    # memory. Its global views have 160 pixels, the local ones 96: give --image-size 160.
     "seer": SwAVRecipe(
         epochs=1,
         batch_size=8704,

@@ -1,4 +1,5 @@
-"""MoCo: a query must find its key, made by a slowly moving teacher, among a queue of earlier keys.
+"""MoCo: a query must find its key, made by a slowly moving teacher, among a queue of earlier keys. The queue gives
+many negatives to a small batch, and the slow teacher keeps keys of different age alike.
 
 v1 He et al. 2020, arXiv:1911.05722. v2 Chen et al. 2020, arXiv:2003.04297: a hidden layer in the projector, blur and
 weaker hue in the views, temperature 0.2, cosine schedule; the algorithm is the same.

@@ -1,4 +1,5 @@
-"""SimCLR: two views of an image must find each other among all views of the batch.
+"""SimCLR: two views of an image must find each other among all views of the batch. Views of
+one image differ by crop and colours only, so what they share is what the image shows.
 
 v1 Chen et al. 2020, arXiv:2002.05709. v2 Chen et al. 2020, arXiv:2006.10029: a third layer in the projector and a
 larger backbone (`skresnet50` has selective kernels); in "v2_memory" the embeddings that a slowly moving copy of the

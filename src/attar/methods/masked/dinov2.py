@@ -1,4 +1,5 @@
 """DINOv2: iBOT's two terms with a head for each, balanced teacher targets, and a term that spreads the features.
+The parts are known; together, and at scale, they give features that are good without fine-tuning.
 
 Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", arXiv:2304.07193.
 

@@ -1,4 +1,5 @@
 """I-JEPA: from one large block of patches, predict a momentum teacher's features of four other blocks.
+What is predicted are features, not pixels, so detail that cannot be known costs nothing.
 
 Assran et al. 2023, "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture",
 arXiv:2301.08243.

@@ -1,4 +1,5 @@
 """iBOT: DINO, and for every hidden patch of a crop the student must say what its momentum teacher, who sees it, says.
+The teacher is thus a tokenizer of patches that is learned along, not one that was trained before.
 
 Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", arXiv:2111.07832.
 

@@ -1,4 +1,5 @@
 """MAE: hide three quarters of the patches; encode the rest, and rebuild the hidden pixels with a small decoder.
+The encoder never sees a hidden patch, which makes it fast, and the decoder is thrown away.
 
 He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377.
 

@@ -1,4 +1,5 @@
-"""SimMIM: hide large squares of an image and regress their raw pixels with one linear layer.
+"""SimMIM: hide large squares of an image and regress their raw pixels with one linear layer. Hidden
+patches stay in the sequence as a learned token, so any network of patches can be trained.
 
 Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv:2111.09886.
 

@@ -1,4 +1,5 @@
-"""BYOL: predict what a momentum teacher says about the other view; no negatives.
+"""BYOL: predict what a momentum teacher says about the other view; no negatives. What keeps it from
+the trivial answer is that the teacher gets no gradient, and that only the student has a predictor.
 
 Grill et al. 2020, arXiv:2006.07733.
 

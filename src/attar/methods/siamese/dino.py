@@ -1,4 +1,5 @@
-"""DINO: self-distillation; every crop must predict what a momentum teacher says about the large crops.
+"""DINO: self-distillation; every crop must predict what a momentum teacher says about the large crops. The
+answers are distributions over prototypes; centring and sharpening those of the teacher keeps them from collapsing.
 
 Caron et al. 2021, arXiv:2104.14294.
 
