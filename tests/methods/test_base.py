@@ -117,7 +117,7 @@ def test_a_page_says_where_recipes_and_their_values_come_from():
     assert page.origins["small"] in page.markdown() and page.origins["small"] in page.text()
     # a constant of another form of name; in lines above; going on below; beside a word for the type checker
     assert describe("simclr").origins["v2"].startswith("arXiv:2006.10029")
-    assert describe("swav").origins["seer"].endswith("batch size and rates from memory.")
+    assert describe("swav").origins["seer"].endswith("give --image-size 160.")
     assert describe("barlow_twins").origins["small"].endswith("few directions of the embedding")
     assert describe("dogo").origins["paper_simsiam"] == 'as "paper", with the published code\'s heads for SimSiam'
 
