@@ -18,9 +18,9 @@ IMAGE = ImageSpec(size=32, channels=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.
 FIRST = Progress(0, 8, 0, 4)
 
 
-def job_of(built: Any, precision: str = "fp32") -> Job:
+def job_of(built: Any, precision: str = "fp32", rank: int = 0) -> Job:
     options = LoopOptions(precision=precision, show_progress=False, tensorboard=False)
-    world = World(0, 1, torch.device("cpu"))
+    world = World(rank, 1, torch.device("cpu"))
     job = Job(built.method, built.make_views, built.images, IMAGE, world, options)
     job.prepare()
     for group in job.optimiser.param_groups:
@@ -60,6 +60,14 @@ def test_the_teacher_follows_the_weights_that_the_step_has_made(bench, name):
         torch.testing.assert_close(now, 0.9 * before + 0.1 * followed)
         moved += not torch.equal(now, before)
     assert moved > len(old) / 2, "the student's step was seen"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_process_that_measures_health_keeps_norms_of_gradients(bench, rank):
+    built = bench("simclr")
+    job = job_of(built, rank=rank)
+    update(job, images_of(built), FIRST)
+    assert ("gradient_spike" in job.health.measure()) == (rank == 0)
 
 
 @pytest.mark.parametrize("name", ["mae", "i_jepa", "ibot"])

@@ -70,7 +70,7 @@ class PatchDecoder(nn.Module):
         if seen_valid is not None and wanted_valid is not None:
             mask = key_mask(torch.cat([seen_valid, wanted_valid], dim=1), prefix.shape[1])
         for block in self.blocks:
-            x = block(x) if mask is None else block(x, attn_mask=mask)
+            x = block(x, attn_mask=mask)
         return self.predict(self.norm(x[:, -wanted.shape[1] :]))
 
 

@@ -6,7 +6,6 @@ for number. Images of another size than the network's get interpolated positions
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -112,8 +111,10 @@ def run_blocks(backbone: Backbone, tokens: Tokens, *, valid: Tensor | None = Non
     num_prefix = tokens.prefix.shape[1]
     mask = None if valid is None else key_mask(valid, num_prefix)
     for block in network.blocks:
-        given = block if mask is None else partial(block, attn_mask=mask)
-        x = checkpoint(given, x, use_reentrant=False) if backbone.recomputes else given(x)
+        if backbone.recomputes:
+            x = checkpoint(block, x, attn_mask=mask, use_reentrant=False)
+        else:
+            x = block(x, attn_mask=mask)
     x = network.norm(x)
     return Tokens(x[:, :num_prefix], x[:, num_prefix:])
 

@@ -246,7 +246,8 @@ def update(job: Job, parts: list[CanvasBatch], progress: Progress) -> dict[str, 
     norm = clip_gradients(job.optimiser, job.recipe)
     job.optimiser.step()
     job.method.after_step(progress)
-    job.health.add_gradient(norm)
+    if job.world.is_main:  # only there it is measured, which empties what was added
+        job.health.add_gradient(norm)
     sums["gradient_norm"] = norm  # equal on all processes, as the gradients are
     return {name: job.world.mean(value) if isinstance(value, Tensor) else value for name, value in sums.items()}
 
