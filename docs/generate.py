@@ -78,7 +78,8 @@ def leaderboards() -> str:
 def minutes(size: str) -> str:
     if size not in COSTS:
         return "not measured"
-    return f"about {COSTS[size].training:g} minutes a method, {COSTS[size].finetuning:g} more for a masked one"
+    cost = COSTS[size]
+    return f"about {cost.training:g} minutes a method, {cost.masked + cost.finetuning:.0f} for a masked one"
 
 
 LEADERBOARD_HEAD = """# Leaderboard

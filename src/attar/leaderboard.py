@@ -105,18 +105,19 @@ class Cost:
     """Roughly, the minutes of one entry's parts on two cores: for a look, to say something."""
 
     training: float  # at the size's own number of epochs
+    masked: float  # the same of methods that mask patches, which train a ViT
     measuring: float
     finetuning: float  # of a ViT
 
     def of(self, entry: Entry, share: float, *, finetunes: bool) -> float:
         """Minutes. share: the epochs over the size's own; measuring and fine-tuning do not change with it."""
-        training = self.training * share if entry.kind != CONTROL else 0
-        return training + self.measuring + (self.finetuning if finetunes else 0)
+        training = self.masked if entry.kind == "masked" else self.training if entry.kind != CONTROL else 0
+        return training * share + self.measuring + (self.finetuning if finetunes else 0)
 
 
 COSTS = {
-    "quick": Cost(training=2, measuring=0.2, finetuning=2.5),
-    "cpu": Cost(training=15, measuring=0.4, finetuning=5),
+    "quick": Cost(training=2, masked=16, measuring=0.2, finetuning=2.5),
+    "cpu": Cost(training=15, masked=45, measuring=0.4, finetuning=5),
 }  # of gpu nothing is known before its first training
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
 FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
