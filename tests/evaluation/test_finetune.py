@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from attar.errors import AttarError
 from attar.evaluation.finetune import Finetune, _rate_factor
 from attar.evaluation.subject import Subject, Task
 from attar.models.backbones import build_backbone
+from tests.computed_types import ComputedTypes
 
 QUICK = dict(epochs=1, min_steps=25, batch_size=16, learning_rates=(3e-3,))
 
@@ -55,6 +57,14 @@ def test_same_seed_same_result_and_the_global_generator_is_untouched(subject):
     before = torch.random.get_rng_state()
     assert (run() == first).all()
     assert (torch.random.get_rng_state() == before).all()
+
+
+def test_in_bf16_attention_trains_in_float32(subject):
+    s = subject(backbone="vit_micro_p4")
+    s.task = replace(s.task, precision="bf16")
+    with ComputedTypes() as seen:
+        Finetune(**{**QUICK, "min_steps": 1}).run(s)
+    assert seen.backward == {torch.float32} and torch.bfloat16 in seen.linear
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attar.data.images import CanvasBatch, ImageSpec
 from attar.methods.base import Progress
 from attar.train.distributed import World
 from attar.train.loop import Job, LoopOptions, update
+from tests.computed_types import ComputedTypes
 
 IMAGE = ImageSpec(size=32, channels=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 FIRST = Progress(0, 8, 0, 4)
@@ -30,22 +30,6 @@ def job_of(built: Any, precision: str = "fp32", rank: int = 0) -> Job:
 
 def images_of(built: Any) -> list[CanvasBatch]:
     return [built.images.batch(np.arange(8))]  # halves are even: torch 2.15 crashes on odd batches of 8 channels
-
-
-class Seen(TorchDispatchMode):
-    """The types that attention and linear layers compute in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention: set[torch.dtype] = set()
-        self.linear: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "scaled_dot_product" in func.name():
-            self.attention.add(args[0].dtype)
-        elif "addmm" in func.name():
-            self.linear.add(args[1].dtype)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["byol", "moco", "dino"])
@@ -74,7 +58,7 @@ def test_only_the_process_that_measures_health_keeps_norms_of_gradients(bench, r
 def test_in_bf16_linear_layers_compute_so_and_attention_in_float32(bench, name):
     built = bench(name)
     job = job_of(built, "bf16")
-    with Seen() as seen:
+    with ComputedTypes() as seen:
         update(job, images_of(built), FIRST)
     assert seen.attention == {torch.float32} and torch.bfloat16 in seen.linear
 
