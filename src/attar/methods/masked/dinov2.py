@@ -17,6 +17,7 @@ State, after the optimiser's step: teacher <- m teacher + (1 - m) student, m fro
 `centring="softmax"` also a centre for each head, as in iBOT. The teacher's temperature rises at the start.
 
 Learning rates fall from the last block to the first by `layer_decay`, and the patch embedding has a fifth of its rate.
+Weight decay spares biases and norms, not positions and tokens, as the published code does.
 
 Differs: the published default file shares the head and centres by softmax, the paper and its large models do neither:
 we follow the paper. Each global view is masked with probability 1/2 by a uniform share, where the code spreads the

@@ -15,7 +15,7 @@ both global views and all processes; teacher <- m teacher + (1 - m) student over
 a cosine. t_t rises linearly from epoch to epoch over the first part of training.
 
 The last layer gets no update in the first epoch, gradients are clipped tensor by tensor, and weight decay rises by a
-cosine (appendix C).
+cosine (appendix C); it spares biases and norms, not positions, as the published code does.
 
 Differs: the paper's student, not its teacher, has drop-path 0.1; here the backbone comes as it was built, without.
 The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe.
