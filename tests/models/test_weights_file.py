@@ -232,6 +232,17 @@ def test_a_grey_network_of_ones_own_is_measured_at_the_size_of_the_images(own, t
     assert rows[0]["value"] > 0.8, "8 pixels, as an untrained network of 224 pixels would not"
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_stem_for_small_images_is_seen_in_the_file(tmp_path, caplog, channels):
+    torch.manual_seed(0)
+    made = build_backbone("resnet18", channels=channels, image_size=32, stem="small").eval()
+    save_file(made.network.state_dict(), tmp_path / "small.safetensors")
+    with caplog.at_level("INFO", "attar"):
+        found, image, _ = load_backbone(f"resnet18@{tmp_path / 'small.safetensors'}", image_size=32)
+    assert "stem for small images" in caplog.text and image.channels == channels
+    torch.testing.assert_close(found(pixels(channels, 32)), made(pixels(channels, 32)), rtol=0, atol=0)
+
+
 def test_positions_that_a_network_has_not_are_left_over(tmp_path):
     file = tmp_path / "vit.pth"
     state = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).state_dict()

@@ -85,8 +85,9 @@ def load_named(
 ) -> tuple[Backbone, ImageSpec, dict[str, Any]]:
     """As `attar.models.saved.load_backbone`.
 
-    A file says nothing of the images its network was trained on, so they are taken to be normalised as timm says of
-    this network's published weights, or by ImageNet's statistics for other networks; said aloud.
+    Channels and stem are the file's. It says nothing of the images its network was trained on, so they are taken to be
+    normalised as timm says of this network's published weights, or by ImageNet's statistics for other networks; said
+    aloud.
 
     Raises:
         BackboneError, CheckpointError: as `check` and `fill`.
@@ -96,9 +97,14 @@ def load_named(
     size = image_size or (published.input_size[-1] if published else 224)
     backbone = build_backbone(name, channels=channels or 3, image_size=size)
     held = read_tensors(path)
-    if channels is None and (own := _channels_held(backbone, held)) not in (None, 3):
-        channels = own
-        backbone = build_backbone(name, channels=channels, image_size=size)
+    own, stem = _input_held(backbone, held)
+    if (channels is None and own != 3) or stem != "standard":
+        channels = channels or own
+        if stem == "small":
+            logger.info(
+                "%s: its first layer is 3 x 3: the stem for small images, of stride 1 and without pooling.", path
+            )
+        backbone = build_backbone(name, channels=channels, image_size=size, stem=stem)
     _fill(backbone, held, path)
     known = bool(getattr(backbone.network, "pretrained_cfg", None))
     image = timm_image(backbone, size) if known else plain_image(size, channels or 3)
@@ -174,12 +180,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(next(iter(parts.values())))
 
 
-def _channels_held(backbone: Backbone, held: dict[str, Tensor]) -> int | None:
-    """Of the images of a file's network, by its first layer; None where that is no convolution of this name."""
+def _input_held(backbone: Backbone, held: dict[str, Tensor]) -> tuple[int, str]:
+    """Channels and stem of a file's network, by its first layer; 3 and "standard" where that tells neither."""
     wanted = backbone.network.state_dict()
-    first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), None)
-    tensor = None if first is None else _without_wrapper(held, wanted).get(first)
-    return tensor.shape[1] if tensor is not None and tensor.ndim == 4 else None
+    first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
+    tensor = _without_wrapper(held, wanted).get(first)
+    if tensor is None or tensor.ndim != 4:
+        return 3, "standard"
+    is_small = first == "conv1.weight" and tensor.shape[-1] == 3 < wanted[first].shape[-1]
+    return tensor.shape[1], "small" if is_small else "standard"
 
 
 def _are_tensors(held: Any) -> bool:
