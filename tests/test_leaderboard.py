@@ -221,9 +221,8 @@ def test_the_time_of_training_alone_follows_the_epochs_and_the_pace(tmp_path, mo
     missing = [Entry("pixels", "control", "–", 0), Entry(RANDOM, "control", "vit_micro_p4", 0)]
     missing += [Entry("simclr", "contrastive", "resnet8", 0), Entry("mae", "masked", "vit_micro_p4", 0)]
     full = lambda size, plan: module._Clock(size, plan, list(missing))  # noqa: E731
-    assert (
-        full("quick", shared)._left == "about 24 minutes"
-    )  # trainings of 2 and 16, 2 fine-tunings of 2.5, 4 times 0.2
+    # trainings of 2 and 16, 2 fine-tunings of 2.5, 4 times 0.2
+    assert full("quick", shared)._left == "about 24 minutes"
     clock = full("quick", short)
     assert clock._left == "about 8 minutes"  # of 0.2 and 1.6, the rest as before
     for entry in missing[:3]:

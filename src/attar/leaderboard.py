@@ -111,7 +111,7 @@ class Cost:
 
     def of(self, entry: Entry, share: float, *, finetunes: bool) -> float:
         """Minutes. share: the epochs over the size's own; measuring and fine-tuning do not change with it."""
-        training = self.masked if entry.kind == "masked" else self.training if entry.kind != CONTROL else 0
+        training = {CONTROL: 0.0, "masked": self.masked}.get(entry.kind, self.training)
         return training * share + self.measuring + (self.finetuning if finetunes else 0)
 
 

@@ -190,8 +190,7 @@ def test_biases_and_norms_are_decayed_where_the_published_code_does(bench, name,
     groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
     small = {n: groups[id(p)] for n, p in built.method.named_parameters() if p.requires_grad and p.ndim <= 1}
     assert any("bn" in n or "norm" in n for n in small)
-    if name != "moco_v3":  # whose heads have neither biases nor scales
-        assert any(not n.startswith("backbone.") for n in small)
+    assert any(not n.startswith("backbone.") for n in small)
     expected = settings.weight_decay if DECAYED[name, recipe] else 0.0
     decays = {n: group["weight_decay"] for n, group in small.items()}
     assert set(decays.values()) == {expected}, decays

@@ -79,8 +79,11 @@ def test_patches_are_in_reading_order_as_are_the_tokens():
     assert moved.nonzero()[:, 1].tolist() == [6, 6]
 
 
-def test_dropping_all_but_some_equals_running_on_them_alone_and_padding_is_inert():
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_dropping_all_but_some_equals_running_on_them_alone_and_padding_is_inert(recomputes):
     backbone, x = vit(), images()
+    if recomputes:
+        backbone.checkpoint_activations()
     chosen = torch.zeros(2, 16, dtype=torch.bool)
     chosen[0, [1, 5, 9]] = chosen[1, 2:9] = True
     indices, valid = indices_of(chosen)

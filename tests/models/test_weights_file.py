@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import attar
 from attar.errors import BackboneError, CheckpointError
 from attar.models.backbones import build_backbone, cached_weights
-from attar.models.saved import load_backbone, start_from
+from attar.models.saved import load_backbone, plain_image, start_from
 from attar.models.teachers import load_teacher
 from attar.models.weights_file import has_no_size, name_and_file
 from attar.pipeline import read_pipeline
@@ -237,9 +237,11 @@ def test_the_stem_for_small_images_is_seen_in_the_file(tmp_path, caplog, channel
     torch.manual_seed(0)
     made = build_backbone("resnet18", channels=channels, image_size=32, stem="small").eval()
     save_file(made.network.state_dict(), tmp_path / "small.safetensors")
+    spec = f"resnet18@{tmp_path / 'small.safetensors'}"
     with caplog.at_level("INFO", "attar"):
-        found, image, _ = load_backbone(f"resnet18@{tmp_path / 'small.safetensors'}", image_size=32)
-    assert "stem for small images" in caplog.text and image.channels == channels
+        found, image, _ = load_backbone(spec, image_size=32)
+    assert "stem for small images" in caplog.text and image == plain_image(32, channels)
+    assert has_no_size(spec), "evaluated at the size of the images, not at timm's 224"
     torch.testing.assert_close(found(pixels(channels, 32)), made(pixels(channels, 32)), rtol=0, atol=0)
 
 

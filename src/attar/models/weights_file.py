@@ -50,9 +50,20 @@ def is_there(spec: str | Path) -> bool:
 
 
 def has_no_size(spec: str | Path) -> bool:
-    """NAME@FILE of a network that nobody published weights of, so that nothing tells what images it is for."""
+    """NAME@FILE of a network that nobody published weights of, or of one with the stem for small images, which nobody
+    did either: nothing tells what images it is for.
+
+    Raises:
+        BackboneError, CheckpointError: as `check`, and a file that holds no tensors.
+    """
     parts = name_and_file(spec)
-    return parts is not None and published_config(parts[0]) is None
+    if parts is None:
+        return False
+    published = published_config(parts[0])
+    if published is None or published.first_conv != "conv1":  # only ResNets and their kin have such a stem
+        return published is None
+    check(*parts)
+    return _input_held(build_backbone(parts[0]), read_tensors(parts[1]))[1] == "small"
 
 
 def absolute(spec: str | Path) -> str:
@@ -86,8 +97,8 @@ def load_named(
     """As `attar.models.saved.load_backbone`.
 
     Channels and stem are the file's. It says nothing of the images its network was trained on, so they are taken to be
-    normalised as timm says of this network's published weights, or by ImageNet's statistics for other networks; said
-    aloud.
+    normalised as timm says of this network's published weights, or by ImageNet's statistics for other networks and for
+    the stem for small images; said aloud.
 
     Raises:
         BackboneError, CheckpointError: as `check` and `fill`.
@@ -98,16 +109,14 @@ def load_named(
     backbone = build_backbone(name, channels=channels or 3, image_size=size)
     held = read_tensors(path)
     own, stem = _input_held(backbone, held)
-    if (channels is None and own != 3) or stem != "standard":
-        channels = channels or own
-        if stem == "small":
-            logger.info(
-                "%s: its first layer is 3 x 3: the stem for small images, of stride 1 and without pooling.", path
-            )
+    channels = channels or own
+    if (channels, stem) != (backbone.spec.channels, backbone.spec.stem):
         backbone = build_backbone(name, channels=channels, image_size=size, stem=stem)
     _fill(backbone, held, path)
-    known = bool(getattr(backbone.network, "pretrained_cfg", None))
-    image = timm_image(backbone, size) if known else plain_image(size, channels or 3)
+    if stem == "small":
+        logger.info("%s: a first layer of 3 x 3, taken for the stem for small images (stride 1, no pooling).", path)
+    known = stem == "standard" and bool(getattr(backbone.network, "pretrained_cfg", None))
+    image = timm_image(backbone, size) if known else plain_image(size, channels)
     logger.info(
         "%s: its images are taken to have %d x %d pixels, mean (%s), standard deviation (%s): %s.",
         path,
@@ -141,7 +150,7 @@ def _fill(backbone: Backbone, held: dict[str, Tensor], path: Path) -> None:
     for name, tensor in wanted.items():
         if name.endswith(".num_batches_tracked"):  # old files have none; nothing is computed from them
             state.setdefault(name, tensor)
-    _fit_input(network, wanted, state, first_layers=_listed(config.get("first_conv")))
+    _fit_input(network, wanted, state, first_layers=_first_layers(backbone))
     try:
         check_coverage(path, wanted, state)
     except CheckpointError as error:
@@ -181,14 +190,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _input_held(backbone: Backbone, held: dict[str, Tensor]) -> tuple[int, str]:
-    """Channels and stem of a file's network, by its first layer; 3 and "standard" where that tells neither."""
+    """Channels and stem of a file's network, by its first layer; the backbone's own where that tells neither."""
     wanted = backbone.network.state_dict()
-    first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
+    named = [f"{layer}.weight" for layer in _first_layers(backbone)]
+    first = next((n for n in named or wanted if n in wanted and wanted[n].ndim == 4), "")
     tensor = _without_wrapper(held, wanted).get(first)
+    channels, stem = backbone.spec.channels, backbone.spec.stem
     if tensor is None or tensor.ndim != 4:
-        return 3, "standard"
-    is_small = first == "conv1.weight" and tensor.shape[-1] == 3 < wanted[first].shape[-1]
-    return tensor.shape[1], "small" if is_small else "standard"
+        return channels, stem
+    if first == "conv1.weight" and tensor.shape[-1] == 3 < wanted[first].shape[-1]:
+        stem = "small"
+    return tensor.shape[1] if tensor.shape[1] != wanted[first].shape[1] else channels, stem
+
+
+def _first_layers(backbone: Backbone) -> tuple[str, ...]:
+    config: Mapping[str, Any] = getattr(backbone.network, "pretrained_cfg", None) or {}
+    return _listed(config.get("first_conv"))
 
 
 def _are_tensors(held: Any) -> bool:
