@@ -144,13 +144,12 @@ def _fill(backbone: Backbone, held: dict[str, Tensor], path: Path) -> None:
     network = backbone.network
     wanted = network.state_dict()
     found = _without_wrapper(held, wanted)
-    config: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
-    heads = tuple(f"{name}." for name in _listed(config.get("classifier")))
+    heads = tuple(f"{name}." for name in _named(backbone, "classifier"))
     state = {n: t for n, t in found.items() if n in wanted or not (heads and n.startswith(heads))}
     for name, tensor in wanted.items():
         if name.endswith(".num_batches_tracked"):  # old files have none; nothing is computed from them
             state.setdefault(name, tensor)
-    _fit_input(network, wanted, state, first_layers=_first_layers(backbone))
+    _fit_input(network, wanted, state, first_layers=_named(backbone, "first_conv"))
     try:
         check_coverage(path, wanted, state)
     except CheckpointError as error:
@@ -192,20 +191,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _input_held(backbone: Backbone, held: dict[str, Tensor]) -> tuple[int, str]:
     """Channels and stem of a file's network, by its first layer; the backbone's own where that tells neither."""
     wanted = backbone.network.state_dict()
-    named = [f"{layer}.weight" for layer in _first_layers(backbone)]
+    named = [f"{layer}.weight" for layer in _named(backbone, "first_conv")]
     first = next((n for n in named or wanted if n in wanted and wanted[n].ndim == 4), "")
     tensor = _without_wrapper(held, wanted).get(first)
     channels, stem = backbone.spec.channels, backbone.spec.stem
     if tensor is None or tensor.ndim != 4:
         return channels, stem
+    if tensor.shape[1] != wanted[first].shape[1]:  # equal says nothing more: a first layer may see some channels only
+        channels = tensor.shape[1]
     if first == "conv1.weight" and tensor.shape[-1] == 3 < wanted[first].shape[-1]:
         stem = "small"
-    return tensor.shape[1] if tensor.shape[1] != wanted[first].shape[1] else channels, stem
+    return channels, stem
 
 
-def _first_layers(backbone: Backbone) -> tuple[str, ...]:
+def _named(backbone: Backbone, part: str) -> tuple[str, ...]:
+    """The layers that timm calls a network's first_conv or classifier; none of others' networks."""
     config: Mapping[str, Any] = getattr(backbone.network, "pretrained_cfg", None) or {}
-    return _listed(config.get("first_conv"))
+    given = config.get(part)
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _are_tensors(held: Any) -> bool:
@@ -240,7 +243,3 @@ def _fit_input(
         prefix = own.shape[1] - grid[0] * grid[1]  # class tokens and registers, where these have places
         if prefix >= 0 and round((given.shape[1] - prefix) ** 0.5) ** 2 == given.shape[1] - prefix:
             state["pos_embed"] = resample_abs_pos_embed(given, list(grid), num_prefix_tokens=prefix)
-
-
-def _listed(given: Any) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())
