@@ -352,7 +352,7 @@ CLAIMS: dict[str, Claim | Layers | Ablation] = {
         Layers(
             name="best_layer",
             statement="The last layer of a pretext network is not the one that transfers best.",
-            source="Gidaris et al. 2018, arXiv:1803.07728, table 1 (from memory); Kolesnikov et al. 2019, "
+            source="Gidaris et al. 2018, arXiv:1803.07728, table 1; Kolesnikov et al. 2019, "
             "arXiv:1901.09005, section 4.5, find it for VGG, and not for residual networks",
             expectations=[*over("stage2", "stage3"), *over("stage2", "untrained stage2")],
         ),

@@ -4,8 +4,8 @@
 
 trained by AdamW with a cosine. The learning rate is chosen by cross-entropy on a held-out part of the training data,
 then the probe is trained anew on all of it. The gap to the linear probe tells what the features hold, but not linearly.
-The features of AlexNet's layers are often measured so, by training the layers above them anew: Noroozi and Favaro 2016,
-arXiv:1603.09246 (from memory).
+The features of AlexNet's layers are often measured so, by training the layers above them anew: Gidaris et al. 2018,
+arXiv:1803.07728 (published code, config/ImageNet_NonLinearClassifiers_ImageNet_RotNet_AlexNet_Features.py).
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class CPCRecipe(Recipe):
 
 
 RECIPES = {
-    "photo": CPCRecipe(  # section 3.2; optimiser and rate from memory, epochs ours (the paper gives none)
+    "photo": CPCRecipe(  # section 3.2; epochs ours (the paper gives none)
         epochs=200,
         batch_size=512,  # 32 GPUs with 16 each
         optimiser="adamw",  # without decay, that is Adam

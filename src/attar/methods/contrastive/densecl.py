@@ -12,11 +12,10 @@ State, all moved after the optimiser's step: the teacher of backbone and both pr
 the keys k of this step enter the queue, and n(mean_s of dense_projector(H_s)), one vector an image, the dense queue.
 Keys of all processes enter. Groups of the batch norm are those of moco.
 
-Section numbers are from memory.
-
-Differs: the paper warms lambda up from 0 in the first steps (from memory); the published code, and we, do not. The
-correspondence is taken in the backbone's map, as in the code, not between the projected cells. Where the batch times
-the cells times the queue would not fit, the loss is computed in blocks.
+Differs: the paper keeps lambda at 0 in the first steps; the published configuration leaves out the hook for it
+(densecl_warmup_hook.py: 1000 steps; its author in issue 16: 10,000), and so do we. The correspondence is taken in the
+backbone's map, as in the code, not between the projected cells. Where the batch times the cells times the queue would
+not fit, the loss is computed in blocks.
 
 Cost: as MoCo (one view with gradient, one without) and B * N * Q similarities: with 7 x 7 cells and 65536 keys about
 a hundredth of a ResNet-50's step. Two queues of Q * E numbers, a second copy of the weights.
@@ -49,17 +48,17 @@ from attar.views.makers import MakeTwoViews
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCLRecipe(Recipe):
-    """DenseCL's own settings. Defaults are those for ImageNet, which are MoCo v2's (section 4.1)."""
+    """DenseCL's own settings. Defaults are those for ImageNet, which are MoCo v2's: published configuration."""
 
-    dense_weight: float = 0.5  # lambda; section 4.1
-    temperature: float = 0.2  # section 4.1, both terms
-    queue_length: int = 65536  # section 4.1, both queues
-    momentum: float = 0.999  # section 4.1
+    dense_weight: float = 0.5  # lambda
+    temperature: float = 0.2  # both terms
+    queue_length: int = 65536  # both queues
+    momentum: float = 0.999
     projector_hidden_dim: int | None = None  # of both; None: the width of the features, 2048 for ResNet-50
-    projector_dim: int = 128  # section 4.1, both
+    projector_dim: int = 128  # both
     bn_group_size: int = 32  # images per GPU in the paper: 256 over 8
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # section 4.1
-    blur: float = 0.5  # probability; section 4.1
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    blur: float = 0.5  # probability
 
 
 RECIPES = {

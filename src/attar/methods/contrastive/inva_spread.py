@@ -9,13 +9,11 @@ Ye et al. 2019, arXiv:1904.03436.
 
 There is no state besides the weights. Across processes the other views are gathered.
 
-Section numbers are from memory.
-
 Differs: the paper recognises the augmented view among the originals, and keeps originals apart; the published code,
 and we, take two augmented views and treat both alike, each recognised among all other views. As there, the second
-factor of each similarity gets no gradient: every pair occurs in both orders, so both ends are trained. The code's
-learning rate on small images falls to 0.1, 0.05 and 0.01 of its value at epochs 120, 160 and 200 of 301; ours has no
-step to 0.05.
+factor of each similarity gets no gradient: every pair occurs in both orders, so both ends are trained. The learning
+rate on small images falls to 0.1 and 0.01 of its value at epochs 120 and 160 in the paper, to 0.1, 0.05 and 0.01 at
+120, 160 and 200 of 301 in the code; ours has the code's steps but that to 0.05.
 
 Cost: twice one view (two views, one network), and 2B * 2B similarities; no memory beyond the weights.
 
@@ -43,14 +41,14 @@ from attar.views.makers import MakeTwoViews
 class InvaSpreadRecipe(Recipe):
     """InvaSpread's own settings."""
 
-    temperature: float = 0.1  # section 4.1
-    projector_dim: int = 128  # section 4.1
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # section 4.1
+    temperature: float = 0.1  # published command
+    projector_dim: int = 128  # published command
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # published code
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.4)  # published code, always applied
 
 
 RECIPES = {
-    "small": InvaSpreadRecipe(  # CIFAR-10 and STL-10, section 4.1: ResNet-18, kNN 83.6 and 81.6
+    "small": InvaSpreadRecipe(  # CIFAR-10 and STL-10, demo_seen.py: ResNet-18, kNN 83.6 and 81.6 (from memory)
         epochs=301,
         batch_size=128,
         optimiser="sgd",
@@ -60,9 +58,10 @@ RECIPES = {
         weight_decay=5e-4,
         decay_bias_and_norm=True,
     ),
-    # Fine-grained retrieval (CUB, Cars, products): Inception-v1 with ImageNet's labels, crops of 227 px, rate and batch
-    # are the paper's, section 4.2. Start from such weights too. Ours, where the paper's is not known: epochs, schedule,
-    # decay, and the views, which are those of "small".
+    # Fine-grained retrieval (CUB, Cars, products): rate, batch and decay of the published code (demo_unseen.py; its
+    # command has ten times the rate), which starts from an Inception-v1 with ImageNet's labels. Start from such weights
+    # too. Ours: epochs and schedule (there 60, a tenth from 20 and from 40 on), and the views, which are those of
+    # "small" (there crops of 227 px, mirrored).
     "photo": InvaSpreadRecipe(
         epochs=100,
         batch_size=64,

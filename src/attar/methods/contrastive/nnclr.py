@@ -14,8 +14,8 @@ no image of this step finds itself. Q starts with random unit vectors. Each view
 The gradient flows through the predictions only, those of the other images too: each p_k is also the negative of every
 other neighbour, and is gathered over processes with its gradient.
 
-Differs: what is marked (from memory) has not been checked; a re-implementation (clane9/vissl), which has the other
-numbers too, says that the paper's views are BYOL's. The benchmark that the small recipe is taken from has NT-Xent over
+Differs: views are SimCLR's, as in lightly; a re-implementation (clane9/vissl), from which the other numbers are, says
+that the paper names BYOL's, without details. The benchmark that the small recipe is taken from has NT-Xent over
 neighbours and predictions together; here it is the paper's loss.
 
 Cost: two forward and backward passes, and a product of the batch with the queue for each view (seldom more than a
@@ -50,27 +50,27 @@ logger = logging.getLogger("attar")
 
 @dataclass(frozen=True, kw_only=True)
 class NNCLRRecipe(Recipe):
-    """NNCLR's own settings. Section numbers from memory."""
+    """NNCLR's own settings. Those for ImageNet: clane9/vissl, pretrain/nnclr."""
 
-    temperature: float  # section 4: 0.1; CIFAR-10: 0.5
-    queue_length: int = 98304  # clane9/vissl: pretrain/nnclr; CIFAR-10: 4096
-    projector_layers: int = 3  # section 4: widths 2048, 2048, 256; CIFAR-10: 2
-    projector_hidden_dim: int = 2048  # section 4
-    projector_dim: int = 256  # section 4
-    predictor_hidden_dim: int = 4096  # section 4
-    colour_strength: float  # s of SimCLR's jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s; ImageNet 1 (from memory), CIFAR-10 0.5
-    blur: float  # probability; ImageNet 0.5 (from memory), CIFAR-10 none
+    temperature: float  # ImageNet 0.1, CIFAR-10 0.5
+    queue_length: int = 98304  # CIFAR-10: 4096
+    projector_layers: int = 3  # widths 2048, 2048, 256; CIFAR-10: 2
+    projector_hidden_dim: int = 2048
+    projector_dim: int = 256
+    predictor_hidden_dim: int = 4096
+    colour_strength: float  # s of SimCLR's jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s; ImageNet 1, CIFAR-10 0.5: see above
+    blur: float  # probability; ImageNet 0.5, CIFAR-10 none: see above
 
 
 RECIPES = {
-    # The paper; a re-implementation (clane9/vissl, pretrain/nnclr) has the same numbers. Jitter and blur from memory.
+    # The paper as a re-implementation has it (clane9/vissl, pretrain/nnclr), but for the views, which are SimCLR's.
     "photo": NNCLRRecipe(
         epochs=1000,
         batch_size=4096,
         optimiser="lars",
-        base_lr=0.3,  # clane9/vissl: pretrain/nnclr
+        base_lr=0.3,
         warmup_fraction=10 / 1000,
-        weight_decay=1e-6,  # clane9/vissl: pretrain/nnclr
+        weight_decay=1e-6,
         temperature=0.1,
         colour_strength=1.0,
         blur=0.5,

@@ -60,7 +60,7 @@ class SimCLRRecipe(Recipe):
     blur: float  # probability; appendix A: 0.5 for ImageNet, none for CIFAR-10
 
 
-V2 = SimCLRRecipe(  # arXiv:2006.10029; rate, warm-up, batch and temperature from memory
+V2 = SimCLRRecipe(  # arXiv:2006.10029, section 3.1; temperature and decay: published ImageNet command
     epochs=800,
     batch_size=4096,
     optimiser="lars",

@@ -11,10 +11,10 @@ Tian et al. 2020, arXiv:1910.10699.
 The teacher is frozen, but its adapter learns. State: after the optimiser's step row i of each bank moves to
 n(momentum row + (1 - momentum) new); Z is estimated from the first batch and stays; both are saved with the method.
 
-Differs: in "paper" tau is 0.1, which the paper found best among 0.05 to 0.3 (from memory); "released" and the small
-ones have the published code's 0.07 and its CIFAR-100 schedule. K rows are drawn once a step and shared by its images,
-those of an image's own class left out; the published code draws K rows of other classes for each image anew, which
-takes B times the memory for the same expectation.
+Differs: in "paper" tau is 0.1, which the paper found best (from memory) among 0.02 to 0.3 (RepDistiller, issue 13);
+"released" and the small ones have the published code's 0.07 and its CIFAR-100 schedule. K rows are drawn once a step
+and shared by its images, those of an image's own class left out; the published code draws K rows of other classes for
+each image anew, which takes B times the memory for the same expectation.
 
 Cost: that of kd, two products of the batch with K rows, and two banks of num_images x E numbers.
 

@@ -9,13 +9,14 @@ Xu and Liu 2019, Data-Distortion Guided Self-Distillation, AAAI, DOI 10.1609/aaa
 
 There is no state besides the weights. The means of the last term are over the views of all processes.
 
-Numbers and formulas are from memory, from a re-implementation (recipe "released") and from a summary of the paper.
+Numbers are those of a re-implementation that says it has the paper's (youngerous/ddgsd-pytorch), but for the batch,
+which is 64 there. Formulas are from memory, from that and from another re-implementation (recipe "released").
 
 Differs: whether the paper stops the gradient of the targets and multiplies by T^2 could not be looked up; both are as
-in the re-implementation. Its discrepancy is dead: it subtracts two scalars, means over samples and dimensions, which
-for features of two views is about a millionth of the distance between the means of each dimension. So "released" has
-no such term, and "paper" has the distance of the means. Its prediction is the mean over two views; ours is one view's.
-Both views go through the network in one batch, as in the re-implementation: batch norm sees them together.
+in the other one. Its discrepancy is dead: it subtracts two scalars, means over samples and dimensions, which for
+features of two views is about a millionth of the distance between the means of each dimension. So "released" has no
+such term, and "paper" has the distance of the means. Its prediction is the mean over two views; ours is one view's.
+Both views go through the network in one batch, as there: batch norm sees them together.
 
 Cost: two forward and backward passes a step, twice those of plain training. Compare it with plain training on two
 views a step, which is what `-s distillation_weight=0 -s discrepancy_weight=0` gives: much of the gain is there.
@@ -45,13 +46,13 @@ from attar.views.makers import MakeTwoViews
 class DDGSDRecipe(SupervisedRecipe):
     """DDGSD's own settings."""
 
-    cross_entropy_weight: float = 1.0  # c, of each view (paper, from memory); released: the mean of both, 0.5
-    distillation_weight: float = 1.0  # w: lambda of the paper, 1 in a summary of it
-    discrepancy_weight: float = 5e-4  # mu of the paper, 1e-4 to 5e-4 in a summary of it; released: dead, see above
-    temperature: float = 3.0  # T (paper, from memory); released: 4
+    cross_entropy_weight: float = 1.0  # c, of each view; released: the mean of both, 0.5
+    distillation_weight: float = 1.0  # w: lambda of the paper
+    discrepancy_weight: float = 5e-4  # mu of the paper, from 1e-4 in a summary of it; released: dead, see above
+    temperature: float = 3.0  # T; released: 4
 
 
-PAPER = DDGSDRecipe(  # CIFAR, from memory
+PAPER = DDGSDRecipe(  # CIFAR: youngerous/ddgsd-pytorch; the batch from memory
     epochs=200,
     batch_size=128,
     optimiser="sgd",

@@ -10,10 +10,10 @@ T is `temperature`. The factor T^2 keeps the weight of the soft targets when T c
 normalisation.
 
 Differs: the paper gives no full recipe for photographs; "paper" has what its speech experiment has (section 4.1: "a
-relative weight of 0.5" of the labels, read as 0.5 to 0.5 though it may mean 0.5 to 1; of the temperatures 1, 2, 5 and
-10 the best, which is 2, from memory) and the schedule of `supervised`. "small" has the weights 0.1 and 0.9 of the code
-of Tian et al. (RepDistiller), the baseline of the distillation literature. The KD rows printed there are copied from
-paper to paper, and higher when they are run anew: measure your own.
+relative weight of 0.5" of the labels, read as 0.5 to 0.5 though it may mean 0.5 to 1; of "temperatures of [1, 2, 5,
+10]" the best, in bold there, which is 2 from memory) and the schedule of `supervised`. "small" has the weights 0.1 and
+0.9 of the code of Tian et al. (RepDistiller), the baseline of the distillation literature. The KD rows printed there
+are copied from paper to paper, and higher when they are run anew: measure your own.
 
 Cost: one step of the student and one forward pass of the teacher; with teacher_views the teacher is asked once.
 

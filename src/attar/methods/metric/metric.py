@@ -87,7 +87,7 @@ class MetricRecipe(Recipe):
     mining: Literal["hard", "semihard", "all"] = "semihard"  # of triplet; FaceNet section 3.2
     center_weight: float = 0.003  # of center; Wen et al. section 4: lambda
     center_rate: float = 0.5  # of center; Wen et al. section 4: alpha
-    norm_weight: float = 0.002  # of n_pair; (from memory); tensorflow's npairs_loss has 0.001 of this mean
+    norm_weight: float = 0.002  # of n_pair; reg_lambda of tensorflow's npairs_loss, which takes half of it
     projector_dim: int | None = None  # width of a linear layer to the embedding; None: the features are the embedding
     crop: Literal["resized", "padded"] = "resized"
     crop_scale: tuple[float, float] = (0.16, 1.0)  # of the resized crop; KevinMusgrave/powerful-benchmarker: configs/

@@ -19,7 +19,7 @@ more than those. Then take a part of the images, or the same idea without V: ins
 place; Kolesnikov et al. 2019, arXiv:1901.09005, a triplet loss among 8 samples of each image of a batch, of which
 simclr's loss is the form with all negatives.
 
-Numbers without a source beside them are the paper's as others quote them, that of the components from memory.
+Numbers without a source beside them are the paper's as others quote them.
 
 Differs: the paper makes about 150 samples of each seed once; here every epoch draws new ones. It does not say how its
 factors and powers are distributed within their ranges; here log-uniformly, for uniform powers in 0.25 .. 4 make most
@@ -79,7 +79,7 @@ class ExemplarRecipe(Recipe):
 
 
 RECIPES = {
-    "paper": ExemplarRecipe(  # the paper as others quote it, components and optimiser from memory
+    "paper": ExemplarRecipe(  # the paper as others quote it, optimiser from memory
         epochs=1500,  # ours; 150 samples of each seed, ten times over
         batch_size=128,
         optimiser="sgd",

@@ -18,14 +18,14 @@ and its own, ten times smaller learning rate. Set adversarial_weight=0 for L2 al
 
 There is no state besides the weights.
 
-Section numbers except 3.3 are from memory.
+Section numbers except 3.3 and the supplement's are from memory.
 
 Differs: any convnet takes the encoder's place, its map instead of a bottleneck of 4000, and the decoder doubles that
 map as often as it has to. Pixels are in [-1, 1], as in the published code, whatever the network's normalisation. Its
 overlap is 4 px in place of 7, which the paper has and we follow. For blots that code predicts the whole picture; here,
 as in eq. 1, the region counts, and D sees only the region, with zeros around it. L2 is the mean over the region. Recipe
 "random" is the paper's for learning features: blots and L2 alone, since the adversarial loss did not converge there
-with AlexNet (section 5.2). "small" is ours: "random" with rates that suit a few thousand steps.
+with AlexNet (supplement B). "small" is ours: "random" with rates that suit a few thousand steps.
 
 Cost: one view a step and the decoder, which grows with the picture; with D about twice the decoder's share more.
 
@@ -61,10 +61,10 @@ class InpaintingRecipe(Recipe):
     region: Literal["central", "random"]
     region_share: float = 0.25  # of the area; section 3.3: up to a quarter
     overlap: float = 7 / 128  # width of the band as a share of the image's side; section 3.2: 7 px, of 128
-    overlap_weight: float = 10.0  # section 3.2
-    reconstruction_weight: float = 0.999  # section 4.1
-    adversarial_weight: float = 0.001  # section 4.1; 0: L2 alone
-    discriminator_lr_scale: float = 0.1  # section 4.1: the context encoder's rate is ten times D's
+    overlap_weight: float = 10.0  # published code
+    reconstruction_weight: float = 0.999  # published command
+    adversarial_weight: float = 0.001  # published code: what is left of 1; 0: L2 alone
+    discriminator_lr_scale: float = 0.1  # published code: the context encoder's rate is ten times D's
     decoder_dim: int = 512  # published code
     discriminator_dim: int = 64  # published code
     blot_cells: int = 8  # of the noise blots are made of; published code: 0.06 of 128 px

@@ -24,9 +24,9 @@ Differs: the published permutations of Jigsaw differ in 2 places at least and th
 ours in 5. The paper's AlexNet has no batch norm; here the head has it, as in the ResNets of Goyal et al. 2019
 (arXiv:1905.01235). Any backbone takes the place of AlexNet, with its own stride. Units, the grey share of 0.3 and the
 channel shift of 2 px are the paper's; the published code has 1024 units for each tile, and cells of 85 px where the
-paper's last version has 75. The grey share of Jigsaw++ is from memory. "small" is ours: 2 x 2 tiles of 12 px from
-images of 32 in all 24 orders, with crops and mirroring, which the paper has not; "small_plus_plus" has 3 x 3 from
-images grown to 48 px, since four tiles cannot spare two.
+paper's last version has 75. The grey share of Jigsaw++ is that of a port (gatheluck/10YearVisualSSL). "small" is ours:
+2 x 2 tiles of 12 px from images of 32 in all 24 orders, with crops and mirroring, which the paper has not;
+"small_plus_plus" has 3 x 3 from images grown to 48 px, since four tiles cannot spare two.
 
 Cost: nine tiles of 64 px have 0.73 times the pixels of one view of 224 px.
 
