@@ -35,9 +35,9 @@ def board(tmp_path, *entries, size="quick", **more):
     return Leaderboard(size, "images", tmp_path, list(entries), **more)
 
 
-def test_a_method_is_better_than_untrained_where_the_intervals_do_not_touch(tmp_path):
+def test_a_method_is_better_than_untrained_where_the_interval_of_the_difference_is_above_zero(tmp_path):
     random = entry(RANDOM, "control", 0.40)
-    clear, near = entry("simclr", knn=0.45), entry("byol", knn=0.43)
+    clear, near = entry("simclr", knn=0.43), entry("byol", knn=0.425)
     found = board(tmp_path, random, clear, near)
     assert found.better([clear]) == "kNN, linear" and found.better([near]) == "no" and found.better([random]) == ""
     assert board(tmp_path, clear).better([clear]) == "?"
@@ -58,8 +58,18 @@ def test_several_seeds_are_compared_by_their_means_and_spread(tmp_path):
     diverged = Entry("simclr", "siamese", "resnet8", 3, failure="not finite")
     assert board(tmp_path, *method, diverged, *steady).better([*method, diverged]) == "kNN, linear"
     text = board(tmp_path, *method, diverged, *steady).text()
-    assert "- simclr, seed 3: not finite" in text and "and the spread between seeds" in text
+    assert "- simclr, seed 3: not finite" in text and "untrained networks and of the seeds of a method." in text
     assert "40.0 ± 1.0" in text
+
+
+def test_how_much_untrained_networks_differ_counts_for_a_method_with_one_seed(tmp_path):
+    """Its training starts from one such network: 5 points above five that lie 4 apart is what the next one may have."""
+    several = lambda *values: [entry(RANDOM, "control", v, i) for i, v in enumerate(values)]  # noqa: E731
+    one = entry("simclr", knn=0.45)
+    close, far = several(0.395, 0.4, 0.4, 0.4, 0.405), several(0.38, 0.38, 0.4, 0.42, 0.42)
+    assert board(tmp_path, one, *close).better([one]) == "kNN, linear"
+    assert board(tmp_path, one, *far).better([one]) == "no"
+    assert "not that of trainings, of which each method has one" in board(tmp_path, one, *far).text()
 
 
 def test_the_table_gives_spread_over_seeds_and_names_failures(tmp_path):
@@ -98,7 +108,7 @@ def test_published_figures_stand_beside_the_size_they_belong_to(tmp_path):
 def test_conditions_are_shown_once_or_by_entry(tmp_path):
     on = {"device": "A", "torch": "2.9", "precision": "bf16", "compile": False}
     same = board(tmp_path, entry("simclr", conditions=on), entry("byol", conditions=dict(on))).text()
-    assert "Conditions: device A; torch 2.9; precision bf16; compile no." in same and "differ" not in same
+    assert "Conditions: device A; torch 2.9; precision bf16; compile no." in same and "Conditions differ" not in same
     other = entry("byol", conditions={**on, "device": "B", "compile": True})
     text = board(tmp_path, entry("simclr", conditions=on), other, entry("moco")).text()
     assert "Conditions: torch 2.9; precision bf16." in text and "images/s and memory compare only" in text
@@ -123,12 +133,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         leaderboard(size="quick", methods=["rotation"], out=tmp_path)
 
 
-def test_untrained_networks_and_the_upper_line_have_every_seed():
+def test_untrained_networks_are_five_at_least_and_the_upper_line_has_every_seed():
     found = module._entries(["simclr", "colorization"], SIZES["quick"], 2)
     names = [(e.name, e.backbone, e.seed) for e in found if not e.is_method]
-    both = [(RANDOM, "resnet8"), (RANDOM, "lightness_resnet8"), ("supervised", "resnet8")]
-    seeded = [(*line, seed) for seed in (0, 1) for line in both]
-    assert names == [("pixels", "–", 0), ("hog", "–", 0), *seeded]
+    untrained = [(RANDOM, name, seed) for seed in range(5) for name in ("resnet8", "lightness_resnet8")]
+    upper = [("supervised", "resnet8", seed) for seed in range(2)]
+    assert names == [("pixels", "–", 0), ("hog", "–", 0), *untrained, *upper]
+    assert sum(e.name == RANDOM for e in module._entries(["simclr"], SIZES["quick"], 7)) == 7
     files = [module._file(Path("out"), e).name for e in found]
     assert len(set(files)) == len(files) and {"resnet8.json", "resnet8-1.json", "simclr-0.json"} <= set(files)
 
@@ -175,6 +186,19 @@ def test_what_is_asked_for_reaches_the_training(tmp_path, monkeypatch):
     ]
 
 
+def test_a_training_that_goes_on_elsewhere_has_the_conditions_of_both(tmp_path, monkeypatch):
+    shared, _ = bench(tmp_path, monkeypatch)
+    wanted = Entry("simclr", "contrastive", "resnet8", 0)
+    beside = tmp_path / "simclr" / "seed0.json"
+    module._make(wanted, shared)
+    (tmp_path / "simclr" / "seed0").mkdir()
+    (tmp_path / "simclr" / "seed0" / "metrics.jsonl").touch()
+    for _ in range(2):
+        module._make(wanted, replace(shared, conditions={**shared.conditions, "device": "B"}, compile=False))
+        found = json.loads(beside.read_text())
+        assert (found["device"], found["compile"], found["torch"]) == ("A, then B", "yes, then no", "2.9")
+
+
 @pytest.mark.parametrize("error", [AttarError("features\nare not finite"), RuntimeError("svd did not converge")])
 def test_an_entry_that_cannot_be_measured_leaves_the_others_alone(tmp_path, monkeypatch, error):
     def evaluate(backbone, *_, **__):
@@ -208,11 +232,11 @@ def test_a_plan_comes_first_and_the_time_left_with_every_entry(tmp_path, monkeyp
     with caplog.at_level(logging.INFO, "attar"):
         leaderboard("digits", methods=["rotation", "simclr"], size="quick", out=tmp_path, device="cpu")
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "3 trainings: 1 done, 2 to do; with measuring and controls about 5 minutes on two cores."
+    assert said[0] == "3 trainings: 1 done, 2 to do; with measuring and controls about 7 minutes on two cores."
     assert "Made under other conditions than now asked for, and kept: simclr, seed 0." in said[1]
-    assert said[2] == "pixels, seed 0: knn 40.0; 0.0 minutes; trainings left: 2, about 5 minutes."
-    assert said[5] == "rotation, seed 0: knn 40.0; 0.0 minutes; trainings left: 1, less than 2 minutes."
-    assert said[6] == "supervised, seed 0: knn 40.0; 0.0 minutes." and len(said) == 7
+    assert said[2] == "pixels, seed 0: knn 40.0; 0.0 minutes; trainings left: 2, about 7 minutes."
+    assert said[9] == "rotation, seed 0: knn 40.0; 0.0 minutes; trainings left: 1, less than 2 minutes."
+    assert said[10] == "supervised, seed 0: knn 40.0; 0.0 minutes." and len(said) == 11
 
 
 def test_the_time_of_training_alone_follows_the_epochs_and_the_pace(tmp_path, monkeypatch):
@@ -221,13 +245,13 @@ def test_the_time_of_training_alone_follows_the_epochs_and_the_pace(tmp_path, mo
     missing = [Entry("pixels", "control", "–", 0), Entry(RANDOM, "control", "vit_micro_p4", 0)]
     missing += [Entry("simclr", "contrastive", "resnet8", 0), Entry("mae", "masked", "vit_micro_p4", 0)]
     full = lambda size, plan: module._Clock(size, plan, list(missing))  # noqa: E731
-    # trainings of 2 and 16, 2 fine-tunings of 2.5, 4 times 0.2
-    assert full("quick", shared)._left == "about 24 minutes"
+    # trainings of 2.5 and 19, 2 fine-tunings of 2.5, 4 times 0.2
+    assert full("quick", shared)._left == "about 27 minutes"
     clock = full("quick", short)
-    assert clock._left == "about 8 minutes"  # of 0.2 and 1.6, the rest as before
+    assert clock._left == "about 8 minutes"  # of 0.25 and 1.9, the rest as before
     for entry in missing[:3]:
-        clock.finished(entry, 60 * 0.8)  # simclr: twice as long as guessed
-    assert clock._left == "about 9 minutes"  # 2 * (1.6 + 2.5 + 0.2)
+        clock.finished(entry, 60 * 0.9)  # simclr: twice as long as guessed
+    assert clock._left == "about 9 minutes"  # 2 * (1.9 + 2.5 + 0.2)
     unknown = full("gpu", shared)
     assert unknown._left == ""
     for entry in missing[:3]:
@@ -259,12 +283,12 @@ def test_a_call_that_names_only_new_methods_keeps_the_others(tmp_path, monkeypat
     )
     assert [e.title for e in run("simclr", "byol", "simclr", seeds=2).entries] == tried  # simclr once a seed
     first = {e.title: e.failure for e in run("simclr", "byol", seeds=2).entries}
-    assert len(first) == 10 and tried[10:] == ["byol, seed 0", "byol, seed 1"]
+    assert len(first) == 13 and tried[13:] == ["byol, seed 0", "byol, seed 1"]
     found = run("rotation")
     assert {e.title: e.failure for e in found.entries} == {**first, "rotation, seed 0": None}
-    assert len(found.entries) == 11 and tried[12:] == ["rotation, seed 0"]  # failures are tried again if asked for
+    assert len(found.entries) == 14 and tried[15:] == ["rotation, seed 0"]  # failures are tried again if asked for
     stored = json.loads((tmp_path / "leaderboard.json").read_text())["entries"]
-    assert len(stored) == 11 and "| rotation |" in (tmp_path / "leaderboard.md").read_text()
+    assert len(stored) == 14 and "| rotation |" in (tmp_path / "leaderboard.md").read_text()
 
 
 @pytest.mark.parametrize(

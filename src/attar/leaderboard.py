@@ -28,7 +28,7 @@ import numpy as np
 
 from attar.claims.images import train_and_test
 from attar.errors import RecipeError, RunError, unknown_name
-from attar.leaderboard_table import CONTROL, UNTRAINED, UPPER_LINE, Entry, Leaderboard, plot
+from attar.leaderboard_table import CONTROL, UNTRAINED, UPPER_LINE, Entry, Leaderboard, plot, then
 from attar.train.run import RunFolder, check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -116,13 +116,14 @@ class Cost:
 
 
 COSTS = {
-    "quick": Cost(training=2, masked=16, measuring=0.2, finetuning=2.5),
+    "quick": Cost(training=2.5, masked=19, measuring=0.2, finetuning=2.5),
     "cpu": Cost(training=15, masked=45, measuring=0.4, finetuning=5),
 }  # of gpu nothing is known before its first training
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
 FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
 HANDCRAFTED = ("pixels", "hog")
+NUM_UNTRAINED = 5  # at least, of each network: they differ by more than the draw of the test images
 UPPER_METHOD = "supervised"
 UPPER_PROTOCOLS = ("knn", "linear", "classifier")  # it saw all labels, so what few of them give says nothing
 LABELS = "true_labels"  # the array of train.npz that only the upper line is trained with
@@ -302,13 +303,15 @@ def _squares(images: Images) -> np.ndarray:
 
 
 def _entries(methods: Sequence[str], plan: Size, seeds: int) -> list[Entry]:
-    """All entries in the order in which they are made, still empty; pixels and HOG know no seed."""
+    """All entries in the order in which they are made, still empty; pixels and HOG know no seed, and untrained networks
+    are cheap."""
     from attar.methods import entry as catalogue_line
 
     networks = list(dict.fromkeys(map(plan.network_of, methods)))
     entries = [Entry(name, CONTROL, "–", 0) for name in HANDCRAFTED]
-    for seed in range(seeds):
+    for seed in range(max(seeds, NUM_UNTRAINED)):
         entries += [Entry(UNTRAINED, CONTROL, network, seed) for network in networks]
+    for seed in range(seeds):
         entries += [Entry(name, catalogue_line(name).family, plan.network_of(name), seed) for name in methods]
         entries.append(Entry(UPPER_METHOD, UPPER_LINE, plan.network_of(UPPER_METHOD), seed))
     return entries
@@ -421,7 +424,8 @@ class _Bench:
         return {self.plan.network_of(name) for name, line in CATALOGUE.items() if line.family in FINETUNED}
 
     def finetunes(self, entry: Entry) -> bool:
-        untrained = entry.name == UNTRAINED and entry.backbone in self._finetuned
+        """Masked methods, and one of the untrained networks of their kind: it takes minutes."""
+        untrained = entry.name == UNTRAINED and entry.seed == 0 and entry.backbone in self._finetuned
         return untrained or entry.kind in FINETUNED
 
 
@@ -450,7 +454,10 @@ def _trained(entry: Entry, bench: _Bench) -> None:
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
     beside = run.with_suffix(".json")  # what it is trained on is not known from the run, when only measuring is left
     if not RunFolder(run).is_complete:
-        write_atomically(check_writable(beside), json.dumps({**bench.conditions, "compile": compiled}))
+        now = {**bench.conditions, "compile": compiled}
+        before = _object(beside, "Delete it.") if beside.is_file() and (run / "metrics.jsonl").is_file() else {}
+        conditions = {key: then(before.get(key, value), value) for key, value in now.items()}
+        write_atomically(check_writable(beside), json.dumps(conditions))
     code, said = _wait_for(
         [sys.executable, "-m", "attar", "pretrain", str(bench.out / "train.npz"), *arguments, *flags]
     )

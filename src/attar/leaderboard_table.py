@@ -143,11 +143,12 @@ class Leaderboard:
 
     def _below(self) -> list[str]:
         """What must be said of the table, as paragraphs."""
-        rule = "Better than untrained: the 95 % intervals of the means do not touch."
-        if all(e.seed == self.entries[0].seed for e in self.entries):
-            rule += " One seed each: they hold the draw of the test images, not the spread between trainings."
+        rule = "Better than untrained: the 95 % interval of the difference lies above zero. It holds the draw of the "
+        rule += "test images and, where there are several, the spread of the untrained networks"
+        if all(e.seed == 0 for e in self.entries if e.is_method):
+            rule += "; not that of trainings, of which each method has one."
         else:
-            rule += " They hold the draw of the test images and the spread between seeds."
+            rule += " and of the seeds of a method."
         paragraphs = [rule]
         if any(e.kind == UPPER_LINE for e in self.entries):
             paragraphs.append("supervised, the upper line: the same images, epochs and batch, with all labels.")
@@ -158,7 +159,8 @@ class Leaderboard:
         if self.size == PUBLISHED_SIZE:
             paragraphs.append(
                 "lightly's kNN: its published table of CIFAR-10, ResNet-18, 200 epochs, the best epoch (ours: the "
-                "last). It is no yardstick for other images, or for another number of epochs."
+                "last), at a batch of 512 or 128, whichever did better. It is no yardstick for other images, or for "
+                "another number of epochs."
             )
         return paragraphs + _conditions([e for e in self.entries if e.failure is None])
 
@@ -179,11 +181,11 @@ def mean_of(entries: Sequence[Entry], protocol: str) -> float:
 
 
 def _is_above(method: Sequence[Entry], untrained: Sequence[Entry], protocol: str) -> bool:
-    """Do the 95 % intervals of the two means over seeds not touch?
+    """Does the 95 % interval of the difference of the two means lie above zero?
 
-    An interval holds two doubts: the draw of the test images (as wide as those of its seeds: all are measured on the
-    same ones) and, as soon as a side has two seeds, that of the seeds: Student's t on the standard deviation pooled
-    over both sides, so that a side with a single one does not pass for certain.
+    It holds two doubts: the draw of the test images (as wide as those of the seeds: all are measured on the same ones)
+    and, as soon as a side has two networks, that of the networks: Student's t on the standard deviation pooled over
+    both sides, so that a side with a single one does not pass for certain.
     """
     from scipy.stats import t
 
@@ -196,12 +198,18 @@ def _is_above(method: Sequence[Entry], untrained: Sequence[Entry], protocol: str
     means = [statistics.mean(value for value, _, _ in side) for side in sides]
     freedom = sum(map(len, sides)) - 2
     squares = sum((value - mean) ** 2 for side, mean in zip(sides, means) for value, _, _ in side)
-    of_one = t.ppf(0.975, freedom) * math.sqrt(squares / freedom) if freedom else 0.0
     below = statistics.mean(value - low for value, low, _ in sides[0])
     above = statistics.mean(high - value for value, _, high in sides[1])
-    low = means[0] - math.hypot(below, of_one / math.sqrt(len(sides[0])))
-    high = means[1] + math.hypot(above, of_one / math.sqrt(len(sides[1])))
-    return bool(low > high)
+    networks = math.sqrt(squares / freedom * sum(1 / len(side) for side in sides)) if freedom else 0.0
+    return bool(means[0] - means[1] > math.hypot(below, above, t.ppf(0.975, max(freedom, 1)) * networks))
+
+
+def then(before: Any, now: Any) -> Any:
+    """A condition of a training that went on under another one: both, in order."""
+    old, new = _in_words(before), _in_words(now)
+    if before == now or old.endswith(f", then {new}"):
+        return before
+    return f"{old}, then {new}"
 
 
 def _conditions(entries: Sequence[Entry]) -> list[str]:
