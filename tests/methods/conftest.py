@@ -159,6 +159,28 @@ def _teacher_projector(recipe: Recipe) -> MLP | None:
     return MLP([width, width, width], norm=None)
 
 
+def assert_same_step(
+    method: Method, loss: torch.Tensor, expected: torch.Tensor, *, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    """Equal values, and equal gradients of every trainable parameter; where one has none, the other has none.
+
+    Gradients to a thousandth of their largest entry; those that are rounding alone, as of a bias before a batch norm,
+    are small beside the largest of all.
+    """
+    torch.testing.assert_close(loss, expected, rtol=rtol, atol=atol)
+    trainable = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    found, wanted = (
+        torch.autograd.grad(value, list(trainable.values()), retain_graph=True, allow_unused=True)
+        for value in (loss, expected)
+    )
+    largest = max(float(gradient.abs().max()) for gradient in wanted if gradient is not None)
+    for name, own, other in zip(trainable, found, wanted, strict=True):
+        assert (own is None) == (other is None), f"{name}: {'no' if own is None else 'a'} gradient"
+        if own is not None and other is not None:
+            floor = 1e-3 * float(other.abs().max()) + 1e-6 * largest
+            torch.testing.assert_close(own, other, rtol=0, atol=floor, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.fixture
 def bench():
     """build(name, recipe=None, network=None, **settings) -> Bench."""

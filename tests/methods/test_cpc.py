@@ -10,6 +10,7 @@ import torch
 from attar.data.images import ImageSpec
 from attar.errors import RecipeError
 from attar.methods.contrastive.cpc import RECIPES, ContextNetwork, views
+from tests.methods.conftest import assert_same_step
 
 
 def test_the_context_sees_its_own_row_and_those_above_and_nothing_below():
@@ -33,6 +34,7 @@ def test_step_is_the_loss_over_the_rows_below_written_as_a_loop(bench):
     z = torch.stack([method.backbone(image.flatten(0, 1)).view(G, G, -1) for image in batch.patches])
     c = method.context(z.permute(0, 3, 1, 2))
     everything = z.flatten(0, 2)
+    means = []
     for k, weight in zip((2, 3, 4), [linear.weight for linear in method.predict], strict=True):
         terms = []
         for b in range(B):
@@ -40,9 +42,9 @@ def test_step_is_the_loss_over_the_rows_below_written_as_a_loop(bench):
                 for j in range(G):
                     prediction = weight @ c[b, :, i, j]
                     terms.append((everything @ prediction).logsumexp(0) - prediction @ z[b, i + k, j])
-        torch.testing.assert_close(output.metrics[f"rows_ahead_{k}"], torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
-    mean = sum(output.metrics.values()) / 3
-    torch.testing.assert_close(output.loss.detach(), mean)
+        means.append(torch.stack(terms).mean())
+        torch.testing.assert_close(output.metrics[f"rows_ahead_{k}"], means[-1].detach(), rtol=1e-4, atol=1e-5)
+    assert_same_step(method, output.loss, sum(means) / 3)  # patches are trained as what is sought, too
 
 
 def test_predictions_of_zero_give_the_logarithm_of_all_patches(bench):

@@ -10,6 +10,7 @@ from attar.errors import RecipeError
 from attar.losses import prototype_cross_entropy
 from attar.methods.clustering import deep_cluster
 from attar.methods.clustering.deep_cluster import RECIPES, spherical_kmeans
+from tests.methods.conftest import assert_same_step
 
 
 def slow_kmeans(rows, centroids, iterations):
@@ -76,7 +77,7 @@ def test_step_is_the_loss_of_all_crops_against_fixed_prototypes(bench):
         prototype_cross_entropy(method.projector(method.backbone(crop)), method.prototypes, labels, temperature=0.1)
         for crop in crops
     ]
-    torch.testing.assert_close(output.loss, torch.stack(per_crop).mean(), rtol=1e-4, atol=1e-5)
+    assert_same_step(method, output.loss, torch.stack(per_crop).mean())
     assert not any("prototypes" in name for name, _ in method.named_parameters())
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from attar.errors import BackboneError, RecipeError
 from attar.losses import info_nce
 from attar.methods.contrastive.densecl import RECIPES, DenseCL, nearest_cells
+from tests.methods.conftest import assert_same_step
 
 
 def test_the_recipe_is_the_papers():
@@ -34,10 +35,12 @@ def test_a_cell_meets_the_cell_of_largest_cosine_in_the_same_image():
 def test_the_step_is_both_terms_cell_by_cell(bench, weight):
     bench = bench("densecl", dense_weight=weight)
     method, batch = bench.method.eval(), bench.batch(0)
-    q, q_cells, cells = method.encoder(batch.view1)
+    features, feature_map = method.backbone.features_and_map(batch.view1)
+    cells = feature_map.flatten(2).transpose(1, 2)
+    q, q_cells = method.projector(features), method.dense_projector(cells)
     k, k_cells, key_cells = method.teacher(batch.view2)
     assert q_cells.shape == (6, 64, 12) and cells.shape == (6, 64, 32)
-    match, t = nearest_cells(cells, key_cells), method.recipe.temperature
+    match, t = nearest_cells(cells.detach(), key_cells), method.recipe.temperature
     images = info_nce(q, k, temperature=t, negatives=method.queue.rows)
     others = method.dense_queue.rows
     dense = torch.stack(
@@ -48,7 +51,20 @@ def test_the_step_is_both_terms_cell_by_cell(bench, weight):
         ]
     ).mean()
     output = method.step(batch, bench.progress(0))
-    torch.testing.assert_close(output.loss, (1 - weight) * images + weight * dense, rtol=1e-4, atol=1e-5)
+    assert_same_step(method, output.loss, (1 - weight) * images + weight * dense)
+
+
+def test_a_query_and_its_key_do_not_share_batch_statistics(bench):
+    """Forward passes of 3: queries of consecutive images, keys of every second one."""
+    bench = bench("densecl", bn_group_size=3)
+    method, batch, seen = bench.method, bench.batch(0), {"queries": [], "keys": []}
+    for kind, network in (("queries", method.backbone), ("keys", method.teacher)):
+        first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+        first.register_forward_pre_hook(lambda m, inputs, kind=kind: seen[kind].append(inputs[0]))
+    method.step(batch, bench.progress(0))
+    expected = {"queries": batch.view1.chunk(2), "keys": (batch.view2[::2], batch.view2[1::2])}
+    for kind, groups in expected.items():
+        assert all(torch.equal(one, other) for one, other in zip(seen[kind], groups, strict=True)), kind
 
 
 def test_a_linear_on_cells_is_a_1x1_convolution_on_the_map(bench):
@@ -74,14 +90,15 @@ def test_keys_enter_the_queues_after_the_step_the_dense_ones_pooled(bench):
     assert torch.equal(method.queue.rows[6:], before[0][6:]) and torch.equal(method.dense_queue.rows[6:], before[1][6:])
 
 
-def test_the_teacher_follows_backbone_and_both_projectors(bench):
+@pytest.mark.parametrize("step", [0, 7])
+def test_the_teacher_follows_backbone_and_both_projectors_by_a_constant_momentum(bench, step):
     bench = bench("densecl", momentum=0.75)
     teacher, student = list(bench.method.teacher.parameters()), list(bench.method.encoder.parameters())
     assert len(student) == len([p for p in bench.method.parameters() if p.requires_grad])
     bench.backward(0)
     bench.optimiser.step()
     old = [t.clone() for t in teacher]
-    bench.method.after_step(bench.progress(0))
+    bench.method.after_step(bench.progress(step))
     for t, o, s in zip(teacher, old, student):
         torch.testing.assert_close(t, 0.75 * o + 0.25 * s)
 

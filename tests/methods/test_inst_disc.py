@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from attar.errors import RecipeError
 from attar.losses import info_nce, instance_softmax, nce, nce_partition
 from attar.methods.contrastive.inst_disc import RECIPES
+from tests.methods.conftest import assert_same_step
 
 
 def test_recipes_are_the_papers():
@@ -23,25 +24,28 @@ def test_recipes_are_the_papers():
 
 def test_the_step_is_the_softmax_over_the_rows_of_all_images(bench):
     bench = bench("inst_disc", "small")
-    output, rows, images = bench.backward(0), bench.method.bank.rows, bench.images
-    batch = bench.batch(0)
+    method, batch, images = bench.method, bench.batch(0), bench.images
+    output, rows = method.step(batch, bench.progress(0)), method.bank.rows
     positions = torch.tensor([images.index.tolist().index(i) for i in batch.index.tolist()])
-    expected = instance_softmax(output.embeddings, rows[torch.from_numpy(images.index)], positions, temperature=0.1)
-    torch.testing.assert_close(output.loss.detach(), expected)
-    assert torch.equal(output.positives, rows[batch.index])
+    v = method.projector(method.backbone(batch.images))
+    expected = instance_softmax(v, rows[torch.from_numpy(images.index)], positions, temperature=0.1)
+    assert_same_step(method, output.loss, expected)
+    assert torch.equal(output.embeddings, v) and torch.equal(output.positives, rows[batch.index])
 
 
 def test_the_step_is_nce_plus_the_proximal_term(bench):
     bench = bench("inst_disc", "photo", num_negatives=9, proximal_weight=3.0)
-    bank = bench.method.bank
-    output, batch = bench.backward(0), bench.batch(0)
-    own, drawn, v = bank.rows[batch.index], bank.draw(9, step=0), output.embeddings
+    method, bank, batch = bench.method, bench.method.bank, bench.batch(3)
+    output = method.step(batch, bench.progress(3))
+    v = method.projector(method.backbone(batch.images))
+    own, drawn = bank.rows[batch.index], bank.draw(9, step=3)
+    assert not torch.equal(drawn, bank.draw(9, step=0)), "each step has negatives of its own"
     z = nce_partition(v, own, drawn, temperature=0.07, num_images=12)
     torch.testing.assert_close(bank.partition, z)
     expected = nce(v, own, drawn, temperature=0.07, num_images=12, partition=z)
     proximal = (F.normalize(v, dim=1) - own).pow(2).sum(dim=1).mean()
-    torch.testing.assert_close(output.loss.detach(), expected + 3 * proximal)
-    torch.testing.assert_close(output.metrics["proximal"], proximal)
+    assert_same_step(method, output.loss, expected + 3 * proximal)
+    torch.testing.assert_close(output.metrics["proximal"], proximal.detach())
 
 
 def test_z_is_estimated_once_and_saved(bench):
@@ -91,10 +95,11 @@ def test_the_softmax_learns_to_recognise_a_handful_of_images(bench, recipe):
 
 def test_the_sampled_softmax_is_info_nce_over_the_drawn_rows(bench):
     bench = bench("inst_disc", "sampled", num_negatives=9)
-    output, bank = bench.backward(0), bench.method.bank
-    own, drawn = bank.rows[bench.batch(0).index], bank.draw(9, step=0)
-    expected = info_nce(output.embeddings, own, temperature=0.07, negatives=drawn)
-    torch.testing.assert_close(output.loss.detach(), expected)
+    method, bank, batch = bench.method, bench.method.bank, bench.batch(3)
+    output = method.step(batch, bench.progress(3))
+    own, drawn = bank.rows[batch.index], bank.draw(9, step=3)
+    v = method.projector(method.backbone(batch.images))
+    assert_same_step(method, output.loss, info_nce(v, own, temperature=0.07, negatives=drawn))
     assert float(bank.partition) == 0
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from attar.methods.contrastive.moco import RECIPES
+from tests.methods.conftest import assert_same_step
 
 
 def test_recipes_are_the_papers():
@@ -20,13 +21,17 @@ def test_recipes_are_the_papers():
 
 def test_keys_enter_the_queue_after_the_step_and_are_no_negatives_of_it(bench):
     bench = bench("moco")
-    queue = bench.method.queue.rows.clone()
-    output = bench.backward(0)
-    assert torch.equal(bench.method.queue.rows, queue)
-    q, k = F.normalize(output.embeddings, dim=1), F.normalize(output.positives, dim=1)
-    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1) / bench.method.recipe.temperature
-    torch.testing.assert_close(output.loss.detach(), F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)))
-    bench.method.after_step(bench.progress(0))
+    method, batch = bench.method.eval(), bench.batch(0)  # batch statistics would depend on the groups
+    queue = method.queue.rows.clone()
+    output = method.step(batch, bench.progress(0))
+    assert torch.equal(method.queue.rows, queue)
+    q = F.normalize(method.projector(method.backbone(batch.view1)), dim=1)
+    k = F.normalize(method.teacher(batch.view2), dim=1)
+    torch.testing.assert_close(F.normalize(output.embeddings, dim=1), q.detach())
+    torch.testing.assert_close(F.normalize(output.positives, dim=1), k)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1) / method.recipe.temperature
+    assert_same_step(method, output.loss, F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)))
+    method.after_step(bench.progress(0))
     new = bench.method.queue.rows
     changed = (new != queue).any(dim=1)
     assert changed.sum() == 6
@@ -42,14 +47,15 @@ def test_the_queue_wraps_around(bench):
     assert (bench.method.queue.rows != first).any(dim=1).all()
 
 
-def test_the_teacher_moves_by_its_momentum_and_starts_equal(bench):
+@pytest.mark.parametrize("step", [0, 7])
+def test_the_teacher_moves_by_a_constant_momentum_and_starts_equal(bench, step):
     bench = bench("moco", momentum=0.75)
     teacher, student = list(bench.method.teacher.parameters()), list(bench.method.encoder.parameters())
     assert all(torch.equal(t, s) for t, s in zip(teacher, student))
     bench.backward(0)
     bench.optimiser.step()
     old = [t.clone() for t in teacher]
-    bench.method.after_step(bench.progress(0))
+    bench.method.after_step(bench.progress(step))
     for t, o, s in zip(bench.method.teacher.parameters(), old, student):
         torch.testing.assert_close(t, 0.75 * o + 0.25 * s)
 

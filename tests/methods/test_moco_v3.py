@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from attar.methods.contrastive.moco_v3 import METHOD, RECIPES, views
 from attar.methods.momentum import cosine_to_one
 from attar.models.backbones import build_backbone
+from tests.methods.conftest import assert_same_step
 
 
 def test_the_loss_is_two_t_times_both_directions_over_the_keys_of_the_batch(bench):
@@ -29,7 +30,7 @@ def test_the_loss_is_two_t_times_both_directions_over_the_keys_of_the_batch(benc
         for i in range(6):
             logits = [(q[a][i] @ k[b][j]) / 0.3 for j in range(6)]  # own view's keys are no negatives
             expected = expected - 2 * 0.3 / 6 * (logits[i] - torch.stack(logits).logsumexp(0))
-    torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+    assert_same_step(method, output.loss, expected)
     assert output.metrics["view_1_to_2"] != output.metrics["view_2_to_1"]
 
 

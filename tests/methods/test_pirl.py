@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from attar.losses import nce, nce_partition
 from attar.methods.contrastive.pirl import RECIPES, views
+from tests.methods.conftest import assert_same_step
 
 
 def test_the_recipe_is_the_papers():
@@ -31,13 +32,16 @@ def test_patches_are_64_pixels_of_224_and_at_least_8(bench):
 @pytest.mark.parametrize("weight", [0.5, 0.2])
 def test_the_step_is_both_nce_terms_with_one_z(bench, weight):
     bench = bench("pirl", "photo", num_negatives=9, patch_weight=weight)
-    bank, batch = bench.method.bank, bench.batch(0)
-    output = bench.backward(0)
-    f, g = output.embeddings, output.positives
-    own, drawn = bank.rows[batch.index], bank.draw(9, step=0)
+    method, bank, batch = bench.method.eval(), bench.method.bank, bench.batch(3)
+    output = method.step(batch, bench.progress(3))
+    f = method.projector(method.backbone(batch.images))
+    parts = [method.patch_projector(method.backbone(batch.patches[:, i])) for i in range(9)]
+    g = method.patches_projector(torch.cat(parts, dim=1))
+    own, drawn = bank.rows[batch.index], bank.draw(9, step=3)
+    assert not torch.equal(drawn, bank.draw(9, step=0)), "each step has negatives of its own"
     z = nce_partition(g, own, drawn, temperature=0.07, num_images=12)
     patches, images = (nce(e, own, drawn, temperature=0.07, num_images=12, partition=z) for e in (g, f))
-    torch.testing.assert_close(output.loss.detach(), weight * patches + (1 - weight) * images)
+    assert_same_step(method, output.loss, weight * patches + (1 - weight) * images)
     torch.testing.assert_close(bank.partition, z)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from attar.data.images import CanvasBatch, ImageSpec
 from attar.methods.base import Progress
@@ -15,7 +16,13 @@ from attar.train.loop import Job, LoopOptions, update
 from tests.computed_types import ComputedTypes
 
 IMAGE = ImageSpec(size=32, channels=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-FIRST = Progress(0, 8, 0, 4)
+
+
+def at(step: int) -> Progress:
+    return Progress(step, 8, step // 2, 4)
+
+
+FIRST = at(0)
 
 
 def job_of(built: Any, precision: str = "fp32", rank: int = 0) -> Job:
@@ -32,18 +39,70 @@ def images_of(built: Any) -> list[CanvasBatch]:
     return [built.images.batch(np.arange(8))]  # halves are even: torch 2.15 crashes on odd batches of 8 channels
 
 
-@pytest.mark.parametrize("name", ["byol", "moco", "dino"])
-def test_the_teacher_follows_the_weights_that_the_step_has_made(bench, name):
+MOMENTA = [("byol", 0, 0.9), ("moco", 0, 0.9), ("dino", 0, 0.9)]
+HALF_WAY = [("byol", 4, 0.95), ("moco", 4, 0.9), ("dino", 4, 0.95), ("ibot", 4, 0.95), ("dinov2", 4, 0.95)]
+
+
+@pytest.mark.parametrize("name, step, momentum", MOMENTA + HALF_WAY)  # moco's alone does not rise
+def test_the_teacher_follows_the_weights_that_the_step_has_made(bench, name, step, momentum):
     built = bench(name, momentum=0.9, batch_size=8)
     job = job_of(built)
     student, teacher = built.method.backbone, built.method.teacher.module[0]
     old = [p.clone() for p in teacher.parameters()]
-    update(job, images_of(built), FIRST)
+    update(job, images_of(built), at(step))
     moved = 0
     for before, now, followed in zip(old, teacher.parameters(), student.parameters()):
-        torch.testing.assert_close(now, 0.9 * before + 0.1 * followed)
+        torch.testing.assert_close(now, momentum * before + (1 - momentum) * followed)
         moved += not torch.equal(now, before)
     assert moved > len(old) / 2, "the student's step was seen"
+
+
+@pytest.mark.parametrize("name", ["swav", "dino", "ibot", "dinov2"])
+def test_prototypes_keep_their_first_values_until_they_may_learn(bench, name):
+    field = "freeze_prototypes_fraction" if name == "swav" else "freeze_last_layer_fraction"
+    built = bench(name, **{field: 0.25})  # two steps of eight
+    job = job_of(built)
+    endings = ("prototypes.weight", "last_layer.weight")
+    prototypes = [p for n, p in built.method.named_parameters() if p.requires_grad and n.endswith(endings)]
+    assert len(prototypes) == (2 if name == "dinov2" else 1)
+    for step, learns in ((0, False), (1, False), (2, True)):
+        before = [p.detach().clone() for p in prototypes]
+        if name == "swav":  # its forward pass brings them to unit length, trained or not
+            before = [F.normalize(p, dim=1) for p in before]
+        update(job, images_of(built), at(step))
+        assert all(torch.equal(p, old) is not learns for p, old in zip(prototypes, before, strict=True)), step
+
+
+def applied_norms(job: Job) -> list[torch.Tensor]:
+    """A list that an update fills: the norm of each gradient as the optimiser finds it."""
+    norms: list[torch.Tensor] = []
+    parameters = [p for group in job.optimiser.param_groups for p in group["params"]]
+    job.optimiser.register_step_pre_hook(
+        lambda *_: norms.extend(p.grad.norm() for p in parameters if p.grad is not None)
+    )
+    return norms
+
+
+@pytest.mark.parametrize("per_parameter", [False, True])
+def test_no_gradient_is_applied_that_is_longer_than_the_limit(bench, per_parameter):
+    built = bench("simclr", clip_gradient=0.01, clip_per_parameter=per_parameter)
+    job = job_of(built)
+    norms = applied_norms(job)
+    before = update(job, images_of(built), FIRST)["gradient_norm"]
+    assert before > 0.1
+    applied = torch.stack(norms).max() if per_parameter else torch.stack(norms).norm()
+    assert applied.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_frozen_gradients_have_no_share_in_the_norm_that_is_clipped(bench):
+    before = {}
+    for fraction in (0.0, 0.25):
+        built = bench("dinov2", clip_gradient=0.01, projector_hidden_dim=512, freeze_last_layer_fraction=fraction)
+        job = job_of(built)
+        norms = applied_norms(job)
+        before[fraction] = update(job, images_of(built), FIRST)["gradient_norm"]
+        assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3), "all of the limit is used"
+    assert before[0.25] < 0.99 * before[0.0], before
 
 
 @pytest.mark.parametrize("rank", [0, 1])

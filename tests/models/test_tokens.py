@@ -117,6 +117,16 @@ def test_the_decoder_ignores_order_and_padding_and_tells_places_apart():
     torch.testing.assert_close(padded[:, :2], said)
 
 
+def test_what_the_decoder_says_depends_on_the_places_of_the_seen_patches():
+    torch.manual_seed(0)
+    decoder = PatchDecoder(6, 5, width=16, depth=2, heads=2, grid=3).eval()
+    tokens, wanted = Tokens(torch.randn(1, 1, 6), torch.randn(1, 4, 6)), torch.tensor([[1, 3]])
+    said = decoder(tokens, torch.tensor([[0, 4, 5, 8]]), wanted)
+    for elsewhere in ([2, 4, 5, 8], [4, 0, 5, 8]):  # one has moved, two have changed places
+        moved = decoder(tokens, torch.tensor([elsewhere]), wanted)
+        assert ((moved - said).abs().amax(dim=2) > 1e-3).all(), elsewhere
+
+
 def test_sine_cosine_positions():
     positions = sine_cosine(3, 8)
     assert positions.shape == (9, 8) and positions.unique(dim=0).shape[0] == 9

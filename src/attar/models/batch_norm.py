@@ -35,11 +35,11 @@ def synchronised_forward(norm: _BatchNorm, x: Tensor) -> Tensor:
     """What `norm` would give on the batch of all processes joined; value and gradient. x: (B, C, ...).
 
     Within `in_groups` it is what it would give on each group of the joined batch, one after the other. The statistics
-    are fp32 whatever the input; in eval mode nothing is exchanged.
+    are at least fp32 whatever the input; in eval mode nothing is exchanged.
     """
     if not norm.training:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-    values = x.float()
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
     members: Tensor = getattr(norm, "members", values.new_ones(1, len(x)))  # (G, B), 1 where a row is in a group
     group = members.argmax(dim=0)  # (B,)
     shape = [len(x), -1] + [1] * (x.ndim - 2)
