@@ -79,7 +79,7 @@ def minutes(size: str) -> str:
     if size not in COSTS:
         return "not measured"
     cost = COSTS[size]
-    return f"about {cost.training:g} minutes a method, {cost.masked + cost.finetuning:.0f} for a masked one"
+    return f"{cost.training:g} minutes a method, {cost.masked + cost.finetuning:.0f} for a masked one"
 
 
 LEADERBOARD_HEAD = """# Leaderboard
@@ -87,20 +87,28 @@ LEADERBOARD_HEAD = """# Leaderboard
     attar leaderboard labelled/ --test held-out/ --size quick
 
 trains every method that needs no teacher on the same images, for the same number of passes over them, with the same
-batch and backbone (methods of patch tokens: the same small ViT), and measures the last epoch of each by kNN, a linear
+batch and backbone (methods of patch tokens: the same small ViT; cmc two backbones, for lightness and colour,
+colorization one that sees lightness), and measures the last epoch of each by kNN, a linear
 probe, and 1 % and 10 % of the labels; masked methods by fine-tuning too, which is what their features are made for.
-Labels only measure. Beside them stand pixels, HOG, the untrained networks, and the network trained with all labels.
+Labels only measure. Beside them stand pixels, HOG, five untrained networks of each kind (one of
+each ViT fine-tuned), and the convnet trained with all labels; a ViT with all labels is not among them.
 
-| `--size` | images | backbone | passes | on two cores |
+| `--size` | images | backbone | passes | on two cores, roughly |
 |---|---|---|---|---|
 {sizes}
+
+How to read it: lines are in the order of kNN, which does masked methods no justice. 1 % and 10 % of the labels are the
+mean of five draws. rank is RankMe of the features, at most their width (64 of resnet8, 128 of the ViT and lab_resnet8,
+hundreds of pixels and HOG), so it compares within a backbone. images/s and memory are of the training; memory is the
+peak of the whole process, Python and torch with it. Of methods with a teacher (dino, ibot, dinov2, i_jepa, byol, moco)
+the student is measured, where some papers take the teacher.
 
 All at 32 pixels, measured on 10,000 test images at most. `--seeds 3` gives means and spreads. Stopped, the same command
 goes on; another one may add methods or seeds to the folder. What was tried with a method that is not above its
 untrained network belongs into `notes.json` of the folder, `{"method": "text"}`, and is printed below the table. At
 `--size gpu` (add `--compile`) the kNN of lightly's published table stands beside ours.
 
-Which method for your images? Those at the top that cost what you can pay, tried on your images: the order of twenty
+Which method for your images? Those at the top that cost what you can pay, tried on your images: the order of
 methods on 5,000 small photographs says little about X-rays. Remarks on the boards below, and the one before them:
 [benchmarks](../benchmarks/results/leaderboard.md)."""
 

@@ -34,6 +34,14 @@ def test_the_projector_of_v2_has_a_third_layer(bench):
     assert sum(isinstance(m, torch.nn.Linear) for m in bench.method.projector) == 3
 
 
+def test_v2_trains_a_backbone_with_selective_kernels(bench):
+    built = bench("simclr", "v2", network="skresnet18")
+    assert any("selective" in type(m).__name__.lower() for m in built.method.backbone.modules())
+    before = [p.clone() for p in built.method.backbone.parameters()]
+    built.train(range(1))
+    assert all(not torch.equal(p, old) for p, old in zip(built.method.backbone.parameters(), before, strict=True))
+
+
 def test_hidden_width_is_the_features_unless_given(bench):
     default, given = bench("simclr", projector_hidden_dim=None), bench("simclr", projector_hidden_dim=17)
     width = default.method.backbone.num_features

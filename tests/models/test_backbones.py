@@ -252,7 +252,7 @@ def test_handcrafted_features_have_no_map():
         build_backbone("hog", image_size=32).features_and_map(torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["resnet8x0.5", "resnet10t", "vit_micro_p8"])
+@pytest.mark.parametrize("name", ["resnet8x0.5", "resnet10t", "regnety_002", "vit_micro_p8"])
 def test_recomputed_activations_give_the_same_gradients(name):
     torch.manual_seed(0)
     plain = build_backbone(name, image_size=32).train()

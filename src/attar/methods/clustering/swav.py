@@ -20,7 +20,7 @@ Differs: warm-up rises from 0, where the published code starts at 0.3 of 4.8 (SE
 sides in multiples of 16 pixels. As in the published code, not in the usual LARS, biases and norms are decayed and
 adapted too; and the queues are used only when full (the paper does not say). Batch norm statistics are shared by all
 processes, in the published code by groups of eight. SEER's memory savers (activation checkpoints, sharding) are no
-part of the method.
+part of the method. The benchmark that "small" is after has Adam and freezes no prototypes.
 
 Cost: a step computes 2 + 6 x 0.18 = 3.1 views' worth of pixels (SEER 2 + 4 x 0.36 = 3.4); Sinkhorn and the prototypes
 add little. Memory holds the activations of all crops, K x E prototypes and 2 Q x E of queue.
@@ -126,7 +126,7 @@ RECIPES = {
         num_local_views=4,
         local_size=96 / 160,
     ),
-    "small": SwAVRecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 81.2 after 200 epochs
+    "small": SwAVRecipe(  # 32 px: after the CIFAR-10 benchmark of lightly (ResNet-18, kNN 81.2 after 200 epochs)
         epochs=200,
         batch_size=128,
         optimiser="adamw",

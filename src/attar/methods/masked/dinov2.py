@@ -25,6 +25,7 @@ shares evenly over a batch. KoLeo's neighbours are sought over all processes. Wi
 the mean over masked patches, ours over all. The code clips the gradients of backbone and heads each
 by itself, here one norm is over all; its teacher's temperature rises by the step, here by the epoch, as DINO's. No
 drop-path; layer scale only if the backbone has it; the schedules of the high-resolution phase are left out.
+What is kept is the student; published figures are the teacher's.
 
 Cost: as iBOT; with K = 65536 the scores of the masked patches are most of the memory: M x K numbers, several times.
 Choose it when data are plenty (a million images and more) and one frozen backbone must serve image-level and

@@ -18,7 +18,9 @@ The last layer gets no update in the first epoch, gradients are clipped tensor b
 cosine (appendix C); it spares biases and norms, not positions, as the published code does.
 
 Differs: the paper's student, not its teacher, has drop-path 0.1; here the backbone comes as it was built, without.
-The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe.
+The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe. What is kept
+is the student; published figures are the teacher's. "small" has the rate, decay, prototypes and first momentum of the
+benchmark named there, which has a head of two layers, m constant, no warm-up, no clipping and no frozen last layer.
 
 Cost: V forward and backward passes an image, small crops at their share of the area, and two forward passes of the
 teacher; a second copy of the network, and the last layer of K prototypes in both.
@@ -101,7 +103,7 @@ RECIPES = {
         global_scale=(0.14, 1.0),
         local_scale=(0.05, 0.14),
     ),
-    "small": DINORecipe(  # 32 px: the CIFAR-10 benchmark of lightly, ResNet-18, kNN 84.0 after 200 epochs
+    "small": DINORecipe(  # 32 px: after the CIFAR-10 benchmark of lightly (ResNet-18, kNN 84.0 after 200 epochs)
         epochs=200,
         batch_size=128,
         optimiser="sgd",
