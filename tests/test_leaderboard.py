@@ -115,6 +115,8 @@ def test_conditions_are_shown_once_or_by_entry(tmp_path):
     assert "- device A: simclr, seed 0\n- device B: byol, seed 0\n- compile no: simclr, seed 0\n- compile yes" in text
     assert "Conditions not recorded: moco, seed 0." in text
     assert "Conditions" not in board(tmp_path, entry("moco")).text()
+    most = [entry("simclr", seed=seed, conditions=on) for seed in range(5)]
+    assert "- device A: all others\n- device B: byol, seed 0\n" in board(tmp_path, *most, other).text()
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

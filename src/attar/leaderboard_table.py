@@ -223,7 +223,12 @@ def _conditions(entries: Sequence[Entry]) -> list[str]:
         if len(found) == 1:
             same.append(f"{key} {next(iter(found))}")
         else:
-            differing += [f"- {key} {value}: {'; '.join(titles)}" for value, titles in found.items()]
+            most = max(found.values(), key=len)
+            shown = {
+                v: "all others" if titles is most and len(most) > 4 else "; ".join(titles)
+                for v, titles in found.items()
+            }
+            differing += [f"- {key} {value}: {titles}" for value, titles in shown.items()]
     paragraphs = [f"Conditions: {'; '.join(same)}."] if same else []
     if differing:
         head = "Conditions differ, so images/s and memory compare only between entries of the same ones:"
@@ -260,13 +265,18 @@ def plot(board: Leaderboard, path: Path) -> None:
     for protocol, marker, colour in markers:
         values = [100 * mean_of(entries, protocol) or math.nan for entries in methods.values()]
         axes.plot(values, heights, marker, color=colour, label=(COLUMNS | SOME_HAVE)[protocol])
+    rules: list[tuple[float, str]] = []
     for (name, backbone), entries in lines.items():
         if not entries[0].is_method:
             value = 100 * mean_of(entries, "knn")
             style = "-" if entries[0].kind == UPPER_LINE else ":"
             axes.axvline(value, color="#718096", linewidth=0.8, linestyle=style)
-            title = f"{'untrained' if name == UNTRAINED else name} {backbone}".strip(" –")
-            axes.text(value, len(methods) + 0.7, title, rotation=60, fontsize=7, color="#4a5568")
+            rules.append((value, f"{'untrained' if name == UNTRAINED else name} {backbone}".strip(" –")))
+    least, most = axes.get_xlim()
+    place = -math.inf
+    for value, title in sorted(rules):
+        place = max(value, place + 0.025 * (most - least))  # or titles of equal values lie on each other
+        axes.text(place, len(methods) + 0.7, title, rotation=60, fontsize=7, color="#4a5568")
     axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
     axes.set_ylim(0.4, len(methods) + 0.6)
     axes.set_xlabel("top-1, % (kNN: dotted of the controls, solid of the supervised upper line)")
