@@ -88,10 +88,10 @@ LEADERBOARD_HEAD = """# Leaderboard
 
 trains every method that needs no teacher on the same images, for the same number of passes over them, with the same
 batch and backbone (methods of patch tokens: the same small ViT; cmc two backbones, for lightness and colour,
-colorization one that sees lightness), and measures the last epoch of each by kNN, a linear
-probe, and 1 % and 10 % of the labels; masked methods by fine-tuning too, which is what their features are made for.
-Labels only measure. Beside them stand pixels, HOG, five untrained networks of each kind (one of
-each ViT fine-tuned), and the convnet trained with all labels; a ViT with all labels is not among them.
+colorization one that sees lightness), and measures the last epoch of each by kNN, a linear probe, and 1 % and 10 % of
+the labels; masked methods by fine-tuning too, which is what their features are made for. Labels only measure. Beside
+them stand pixels, HOG, five untrained networks of each kind (one of each ViT fine-tuned), and the convnet trained with
+all labels; no ViT is trained with all labels for as many passes.
 
 | `--size` | images | backbone | passes | on two cores, roughly |
 |---|---|---|---|---|
@@ -100,8 +100,8 @@ each ViT fine-tuned), and the convnet trained with all labels; a ViT with all la
 How to read it: lines are in the order of kNN, which does masked methods no justice. 1 % and 10 % of the labels are the
 mean of five draws. rank is RankMe of the features, at most their width (64 of resnet8, 128 of the ViT and lab_resnet8,
 hundreds of pixels and HOG), so it compares within a backbone. images/s and memory are of the training; memory is the
-peak of the whole process, Python and torch with it. Of methods with a teacher (dino, ibot, dinov2, i_jepa, byol, moco)
-the student is measured, where some papers take the teacher.
+peak of the whole process, Python and torch with it. Of methods with a momentum teacher the student is measured, where
+some papers take the teacher.
 
 All at 32 pixels, measured on 10,000 test images at most. `--seeds 3` gives means and spreads. Stopped, the same command
 goes on; another one may add methods or seeds to the folder. What was tried with a method that is not above its

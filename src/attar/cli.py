@@ -539,7 +539,7 @@ def leaderboard(
         str | None, typer.Option("--methods", help="Names, joined by commas; default: all that need no teacher.")
     ] = None,
     size: Annotated[
-        str, typer.Option("--size", help="quick (roughly 3 minutes a method, 20 a masked one), cpu (15 and 50) or gpu.")
+        str, typer.Option("--size", help="quick (roughly 3 minutes a method, 22 a masked one), cpu (15 and 50) or gpu.")
     ] = "cpu",
     seeds: Annotated[int, typer.Option("--seeds", help="Trainings a method.")] = 1,
     epochs: Epochs = None,

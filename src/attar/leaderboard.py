@@ -1,10 +1,10 @@
 """`attar leaderboard`: every self-supervised method at the same budget, on the same images, by the same yardstick.
 
 Equal for all: images, number of passes over them, batch, backbone (methods of patch tokens take a small ViT and are
-compared with that ViT untrained), evaluation, last epoch. Beside them stand pixels, HOG, the untrained networks of each
-seed and, as the upper line, the same network trained with all labels. Each training is a process of its own, so that
-its memory is its own; one that fails, there or when it is measured, leaves the others alone. What is done is not done
-again.
+compared with that ViT untrained), evaluation, last epoch. Beside them stand pixels, HOG, five untrained networks of
+each kind and, as the upper line, the same network trained with all labels. Each training is a process of its own, so
+that its memory is its own; one that fails, there or when it is measured, leaves the others alone. What is done is not
+done again.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Cost:
 
 
 COSTS = {
-    "quick": Cost(training=2.5, masked=19, measuring=0.2, finetuning=2.5),
+    "quick": Cost(training=3, masked=19, measuring=0.2, finetuning=2.5),
     "cpu": Cost(training=15, masked=45, measuring=0.4, finetuning=5),
 }  # of gpu nothing is known before its first training
 PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
@@ -441,6 +441,7 @@ def _trained(entry: Entry, bench: _Bench) -> None:
     from attar.evaluation.subject import Classifier
     from attar.methods.base import load
     from attar.models.saved import classes_of, load_backbone, load_head
+    from attar.train.checkpoint import has_checkpoint
 
     plan, name, is_upper = bench.plan, entry.name, entry.kind == UPPER_LINE
     run = bench.out / name / f"seed{entry.seed}"
@@ -454,9 +455,10 @@ def _trained(entry: Entry, bench: _Bench) -> None:
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
     beside = run.with_suffix(".json")  # what it is trained on is not known from the run, when only measuring is left
     if not RunFolder(run).is_complete:
-        now = {**bench.conditions, "compile": compiled}
-        before = _object(beside, "Delete it.") if beside.is_file() and (run / "metrics.jsonl").is_file() else {}
-        conditions = {key: then(before.get(key, value), value) for key, value in now.items()}
+        conditions = {**bench.conditions, "compile": compiled}
+        if has_checkpoint(RunFolder(run).checkpoint):  # what goes on has the conditions of both
+            before = _object(beside, "Delete it.") if beside.is_file() else {}
+            conditions = {key: then(before.get(key, "not recorded"), value) for key, value in conditions.items()}
         write_atomically(check_writable(beside), json.dumps(conditions))
     code, said = _wait_for(
         [sys.executable, "-m", "attar", "pretrain", str(bench.out / "train.npz"), *arguments, *flags]
@@ -510,7 +512,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _control(entry: Entry, bench: _Bench) -> None:
-    """Pixels, HOG, or the untrained backbone of this seed."""
+    """Pixels, HOG, or an untrained backbone: the networks that `attar evaluate` takes, the seed is their number."""
     from attar.data.statistics import image_spec
     from attar.evaluation.controls import random_init
     from attar.evaluation.evaluation import prepare
@@ -526,8 +528,8 @@ def _control(entry: Entry, bench: _Bench) -> None:
     if entry.name != UNTRAINED:
         return _measure(entry, model, image, PROTOCOLS, bench)
     fitted, measured, classes = prepare(bench.train, bench.held_out, seed=0)
-    task = Task(fitted, measured, classes, entry.seed, choose_device(bench.device), "auto", 256, False)
-    (chosen,) = random_init(Subject("model", model, image, task))
+    task = Task(fitted, measured, classes, 0, choose_device(bench.device), "auto", 256, False)
+    *_, chosen = random_init(Subject("model", model, image, task), entry.seed + 1)  # all by one choice for batch norm
     more = (FINETUNE,) if bench.finetunes(entry) else ()
     return _measure(entry, chosen.backbone, image, (*PROTOCOLS, *more), bench)
 

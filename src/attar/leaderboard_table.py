@@ -143,13 +143,12 @@ class Leaderboard:
 
     def _below(self) -> list[str]:
         """What must be said of the table, as paragraphs."""
-        rule = "Better than untrained: the 95 % interval of the difference lies above zero. It holds the draw of the "
-        rule += "test images and, where there are several, the spread of the untrained networks"
-        if all(e.seed == 0 for e in self.entries if e.is_method):
-            rule += "; not that of trainings, of which each method has one."
-        else:
-            rule += " and of the seeds of a method."
-        paragraphs = [rule]
+        paragraphs = [
+            "Better than untrained: the 95 % interval of the difference lies above zero. It holds the draw of the test "
+            "images and the spread of networks, untrained ones and seeds of a method; a single training is taken to "
+            "vary as the untrained networks do. Where there is one of each, as of most that are fine-tuned, it is the "
+            "draw of the images alone."
+        ]
         if any(e.kind == UPPER_LINE for e in self.entries):
             paragraphs.append("supervised, the upper line: the same images, epochs and batch, with all labels.")
         paragraphs += self._not_better()
@@ -224,10 +223,8 @@ def _conditions(entries: Sequence[Entry]) -> list[str]:
             same.append(f"{key} {next(iter(found))}")
         else:
             most = max(found.values(), key=len)
-            shown = {
-                v: "all others" if titles is most and len(most) > 4 else "; ".join(titles)
-                for v, titles in found.items()
-            }
+            many = len(most) > 4 and all(e.conditions for e in entries)
+            shown = {v: "all others" if t is most and many else "; ".join(t) for v, t in found.items()}
             differing += [f"- {key} {value}: {titles}" for value, titles in shown.items()]
     paragraphs = [f"Conditions: {'; '.join(same)}."] if same else []
     if differing:
@@ -271,7 +268,8 @@ def plot(board: Leaderboard, path: Path) -> None:
             value = 100 * mean_of(entries, "knn")
             style = "-" if entries[0].kind == UPPER_LINE else ":"
             axes.axvline(value, color="#718096", linewidth=0.8, linestyle=style)
-            rules.append((value, f"{'untrained' if name == UNTRAINED else name} {backbone}".strip(" –")))
+            title = f"{'untrained' if name == UNTRAINED else name} {backbone}".strip(" –")
+            rules.append((value, f"{title} {value:.1f}"))
     least, most = axes.get_xlim()
     place = -math.inf
     for value, title in sorted(rules):

@@ -173,7 +173,8 @@ def assert_same_step(
         torch.autograd.grad(value, list(trainable.values()), retain_graph=True, allow_unused=True)
         for value in (loss, expected)
     )
-    largest = max(float(gradient.abs().max()) for gradient in wanted if gradient is not None)
+    largest = max((float(gradient.abs().max()) for gradient in wanted if gradient is not None), default=0.0)
+    assert largest > 0, "no parameter has a gradient"
     for name, own, other in zip(trainable, found, wanted, strict=True):
         assert (own is None) == (other is None), f"{name}: {'no' if own is None else 'a'} gradient"
         if own is not None and other is not None:

@@ -45,7 +45,7 @@ CASES |= {f"{name} in groups of 3": (name, recipe, {"bn_group_size": 3}) for nam
 CASES["swav queue of 4"] = ("swav", None, {"queue_length": 4, "queue_start_fraction": 0.0})
 
 # Batch norm over six images makes much of rounding, so the arithmetic is in float64 but for methods whose queues,
-# prototypes or colours stay float32.
+# banks, prototypes or colours stay float32.
 SINGLE = ("colorization", "compress", "crd", "deep_cluster", "foundation", "nnclr", "seed", "swav")
 
 

@@ -3,9 +3,8 @@ one image differ by crop and colours only, so what they share is what the image 
 
 v1 Chen et al. 2020, arXiv:2002.05709. v2 Chen et al. 2020, arXiv:2006.10029: a third layer in the projector and a
 larger backbone (`skresnet50` has selective kernels; the paper's largest, ResNet-152 three times as wide with them, is
-not in timm); in "v2_memory" the embeddings that a slowly moving copy of the
-network made of earlier second views are negatives too, as in MoCo. Of v2's later stages, fine-tuning starts from the
-first layer of the projector.
+not in timm); in "v2_memory" the embeddings that a slowly moving copy of the network made of earlier second views are
+negatives too, as in MoCo. Of v2's later stages, fine-tuning starts from the first layer of the projector.
 
     h = backbone(x),  z = projector(h),  both views of all images in one pass
     l_i = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),  s = cosine of z;  j the other view of image i

@@ -16,10 +16,10 @@ the one that `finetune` takes with the same `label_seed`. The mean over these is
 is divided by the number expected in it. There is no state besides the weights; the teacher is frozen, in eval mode.
 
 Differs: the published code of this stage is a notebook of ten steps: crop and mirror, LARS, T = 1, factor T^2, and a
-rate of 2.0 that falls by a cosine. Its loss and views are in all recipes, its rate in "released"; it is too short
-to have a length, so epochs and batch there are the paper's. "paper" has the rate of the paper's pretraining, 0.1
-times the root of the batch with a warm-up (section 3.1), which peaks at 6.4. T is the paper's for a
-smaller student; for one of the teacher's size it has 0.1. The classes are the teacher's, so images need no labels.
+rate of 2.0 that falls by a cosine. Its loss and views are in all recipes, its rate in "released"; it is too short to
+have a length, so epochs and batch there are the paper's. "paper" has the rate of the paper's pretraining, 0.1 times the
+root of the batch with a warm-up (section 3.1), which peaks at 6.4. T is the paper's for a smaller student; for one of
+the teacher's size it has 0.1. The classes are the teacher's, so images need no labels.
 
 Cost: one step of the student and one forward pass of the teacher; with teacher_views the teacher is asked once.
 

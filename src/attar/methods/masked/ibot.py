@@ -20,8 +20,8 @@ Weight decay spares biases and norms, not positions and mask token, as the publi
 
 Differs: paper and published command share the head, the code's default has one last layer for each; we share it. The
 student has no drop-path, and the last layer's rows are of unit length, as in our DINO; what is kept is the student,
-published figures are the teacher's. The mean of the teacher's patch
-scores is taken before the last layer, which is linear: the same number, without scores for every patch.
+published figures are the teacher's. The mean of the teacher's patch scores is taken before the last layer, which is
+linear: the same number, without scores for every patch.
 
 Cost: of a step with L local views (96 px of 224): about 4 + L / 5 forward and 2 + L / 5 backward passes of a view;
 memory for two networks and M x K scores, M the number of masked patches of the batch.
