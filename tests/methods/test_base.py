@@ -111,7 +111,7 @@ def test_a_method_from_a_module_of_ones_own(tmp_path, monkeypatch):
 
 def test_a_page_says_where_recipes_and_their_values_come_from():
     page = describe("dino")
-    assert page.origins["small"].startswith("32 px: the CIFAR-10 benchmark of lightly")
+    assert page.origins["small"].startswith("32 px: after the CIFAR-10 benchmark of lightly")
     (rate,) = [field.source for field in page.fields if field.name == "base_lr"]
     assert rate.endswith("small: 0.06 at a batch of 128")
     assert page.origins["small"] in page.markdown() and page.origins["small"] in page.text()
