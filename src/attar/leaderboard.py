@@ -123,7 +123,6 @@ PROTOCOLS = ("knn", "linear", "low_label:0.01,0.1")
 FINETUNE = "finetune:0.001,epochs=10"  # of AdamW
 FINETUNED = ("masked",)  # families whose features are made to be fine-tuned: kNN and linear do them no justice
 HANDCRAFTED = ("pixels", "hog")
-NUM_UNTRAINED = 5  # at least, of each network: they differ by more than the draw of the test images
 UPPER_METHOD = "supervised"
 UPPER_PROTOCOLS = ("knn", "linear", "classifier")  # it saw all labels, so what few of them give says nothing
 LABELS = "true_labels"  # the array of train.npz that only the upper line is trained with
@@ -303,8 +302,11 @@ def _squares(images: Images) -> np.ndarray:
 
 
 def _entries(methods: Sequence[str], plan: Size, seeds: int) -> list[Entry]:
-    """All entries in the order in which they are made, still empty; pixels and HOG know no seed, and untrained networks
-    are cheap."""
+    """All entries in the order in which they are made, still empty; pixels and HOG know no seed.
+
+    Of untrained networks there are as many as `attar evaluate` takes at least: they are cheap, and they differ.
+    """
+    from attar.evaluation.controls import NUM_UNTRAINED
     from attar.methods import entry as catalogue_line
 
     networks = list(dict.fromkeys(map(plan.network_of, methods)))
@@ -454,9 +456,10 @@ def _trained(entry: Entry, bench: _Bench) -> None:
     flags = ["--resume", *(["--compile"] if compiled else [])]
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
     beside = run.with_suffix(".json")  # what it is trained on is not known from the run, when only measuring is left
-    if not RunFolder(run).is_complete:
+    folder = RunFolder(run)
+    if not folder.is_complete:
         conditions = {**bench.conditions, "compile": compiled}
-        if has_checkpoint(RunFolder(run).checkpoint):  # what goes on has the conditions of both
+        if has_checkpoint(folder.checkpoint):  # what goes on has the conditions of both
             before = _object(beside, "Delete it.") if beside.is_file() else {}
             conditions = {key: then(before.get(key, "not recorded"), value) for key, value in conditions.items()}
         write_atomically(check_writable(beside), json.dumps(conditions))

@@ -199,8 +199,9 @@ def _is_above(method: Sequence[Entry], untrained: Sequence[Entry], protocol: str
     squares = sum((value - mean) ** 2 for side, mean in zip(sides, means) for value, _, _ in side)
     below = statistics.mean(value - low for value, low, _ in sides[0])
     above = statistics.mean(high - value for value, _, high in sides[1])
-    networks = math.sqrt(squares / freedom * sum(1 / len(side) for side in sides)) if freedom else 0.0
-    return bool(means[0] - means[1] > math.hypot(below, above, t.ppf(0.975, max(freedom, 1)) * networks))
+    spread = squares * sum(1 / len(side) for side in sides)
+    networks = t.ppf(0.975, freedom) * math.sqrt(spread / freedom) if freedom else 0.0
+    return bool(means[0] - means[1] > math.hypot(below, above, networks))
 
 
 def then(before: Any, now: Any) -> Any:

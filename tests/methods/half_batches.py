@@ -67,7 +67,7 @@ def two_steps(case: str, rank: int, world_size: int) -> dict[str, Any]:
         canvases = built.images.batch(np.split(positions, world_size)[rank])
         batch = built.make_views(canvases, Draws(0, canvases.index, epoch=0))
         if is_double(case):
-            batch = doubled(batch)
+            batch = in_float64(batch)
         built.optimiser.zero_grad()
         loss = built.method(batch, built.progress(step)).loss
         loss.backward()
@@ -80,14 +80,14 @@ def two_steps(case: str, rank: int, world_size: int) -> dict[str, Any]:
     return {"losses": torch.stack(losses), "state": dict(built.method.state_dict())}
 
 
-def doubled(value: Any) -> Any:
+def in_float64(value: Any) -> Any:
     """A batch, its tensors of real numbers in float64."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
-        return type(value)(doubled(part) for part in value)
+        return type(value)(in_float64(part) for part in value)
     if is_dataclass(value):
-        return replace(value, **{field.name: doubled(getattr(value, field.name)) for field in fields(value)})
+        return replace(value, **{field.name: in_float64(getattr(value, field.name)) for field in fields(value)})
     return value
 
 
