@@ -124,6 +124,7 @@ def test_what_is_said_and_what_the_snippet_does(run, result, tmp_path, capsys, m
     assert capsys.readouterr().out.split()[0] == CLASSES[wanted[0].argmax()]
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_with_its_three_exits(tmp_path):
     folder = make_run(tmp_path / "run", "resnet18", 3)
     result = stages.export(folder, exits=True)

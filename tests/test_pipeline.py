@@ -55,6 +55,7 @@ def test_a_stage_that_failed_is_the_first_of_the_next_try(tmp_path, monkeypatch)
     assert result.ran == ["evaluate"] and result.skipped == ["teacher", "student"]
 
 
+@pytest.mark.slow
 def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
     student = {**TRAINING, "method": "cluster_transfer", "teacher": "clusters", "backbone": "resnet8x0.5"}
@@ -67,7 +68,7 @@ def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
                 "cluster": {"run": "pretext", "source": "digits", "num_clusters": 20, "layer": "stage3"},
             },
             {"name": "student", "distill": student},
-            {"evaluate": {**STAGES[2]["evaluate"], "controls": ["random_init"]}},
+            {"evaluate": {**STAGES[2]["evaluate"], "controls": ["random_init"], "num_untrained": 1}},
             {"report": {"runs": ["student", "pretext", "clusters"], "out": "report.html"}},
         ],
     }
@@ -232,6 +233,7 @@ def test_corrected_labels_are_evaluated_anew(tmp_path, monkeypatch):
     assert run(file).ran == ["evaluate"]
 
 
+@pytest.mark.slow
 def test_the_three_stages_of_sskd_are_a_pipeline(tmp_path):
     stages = [
         {"name": "teacher", "pretrain": {**TRAINING, "method": "supervised"}},

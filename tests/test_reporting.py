@@ -29,7 +29,8 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "student"
     settings = dict(backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=256, progress=False)
     stages.pretrain("digits", out=out, **settings)
-    stages.evaluate(out, "digits", protocols=("knn", "low_label:0.1,1,num_seeds=2"), progress=False)
+    quickly = {"num_untrained": 1, "progress": False}
+    stages.evaluate(out, "digits", protocols=("knn", "low_label:0.1,1,num_seeds=2"), **quickly)
     (out / "broken.json").write_text(json.dumps([{"index": 3, "where": EVIL, "reason": "truncated"}]))
     return out
 
@@ -98,10 +99,12 @@ def test_the_numbers_are_those_of_the_run(finished, tmp_path):
     assert sum(page.tags.count(tag) for tag in ("polyline",)) >= 5
 
 
+@pytest.mark.slow
 def test_layers_are_a_curve_over_depth_beside_level_lines(finished, tmp_path):
     run = tmp_path / "layers"
     shutil.copytree(finished, run)
-    stages.evaluate(run, "digits", protocols=("layers:50", "mlp:8,learning_rates=1e-2,epochs=1"), progress=False)
+    protocols = ("layers:50", "mlp:8,learning_rates=1e-2,epochs=1")
+    stages.evaluate(run, "digits", protocols=protocols, num_untrained=1, progress=False)
     before = len(re.findall("<polyline", write_report([finished], tmp_path / "a.html").read_text()))
     page = Page(text := write_report([run], tmp_path / "b.html").read_text())
     assert len(re.findall("<polyline", text)) == before + 4  # model, untrained twin, pixels, HOG

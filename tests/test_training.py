@@ -162,7 +162,7 @@ def test_all_processes_choose_the_same_number_of_epochs(monkeypatch):
 
 def test_evaluations_of_the_same_images_are_joined_and_others_kept(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    quiet = {"controls": ("random_init",), "progress": False}
+    quiet = {"controls": ("random_init",), "num_untrained": 1, "progress": False}
     stages.evaluate(run, "digits", protocols=("linear",), **quiet)
     first = json.loads((run / "evaluation.json").read_text())
     stages.evaluate(run, "digits", protocols=("knn",), **quiet)

@@ -60,6 +60,7 @@ def test_the_networks_of_every_size_exist():
             assert size.image_size in {x.shape[2] for x in stages.values()}
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_once_and_its_table_says_what_it_cost(tmp_path, monkeypatch):
     monkeypatch.setitem(labelled_distillation.SIZES, "cpu", TINY)
     monkeypatch.setitem(
@@ -80,6 +81,7 @@ def test_the_experiment_runs_once_and_its_table_says_what_it_cost(tmp_path, monk
     assert json.loads((tmp_path / "claim" / "claim.json").read_text())["values"]["teacher"]
 
 
+@pytest.mark.slow
 def test_a_published_pair_stands_beside_its_figures(tmp_path, monkeypatch):
     pair = labelled_distillation.SIZES["wrn_40_2-shufflenetv1_small"]
     assert (pair.teacher, pair.student, pair.epochs, pair.student_settings) == (

@@ -85,6 +85,7 @@ def test_little_is_a_range_that_can_be_left():
     assert ranking(result, "linear").startswith(" Ranking, linear: few 50.3, usual 50.3, many 40.3")
 
 
+@pytest.mark.slow
 def test_a_transfer_claim_end_to_end_and_again_without_training(tmp_path, monkeypatch):
     monkeypatch.setitem(transfer.SIZES, "cpu", TINY)
     result = reproduce("cluster_transfer", out=tmp_path / "out", device="cpu")
@@ -98,6 +99,7 @@ def test_a_transfer_claim_end_to_end_and_again_without_training(tmp_path, monkey
     assert reproduce("cluster_transfer", out=tmp_path / "out", device="cpu").values == saved["values"]
 
 
+@pytest.mark.slow
 def test_other_images_and_layers(tmp_path, monkeypatch):
     monkeypatch.setitem(transfer.SIZES, "cpu", TINY)
     others = transfer.CLAIMS["clusters_of_others"]

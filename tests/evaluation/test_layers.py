@@ -14,7 +14,7 @@ from attar.evaluation.layers import Layers
 from attar.evaluation.subject import Subject, Task
 from attar.models.backbones import Backbone, BackboneSpec
 
-QUIET = dict(device="cpu", progress=False, num_resamples=50)
+QUIET = dict(device="cpu", progress=False, num_resamples=50, num_untrained=1)
 
 
 class MiddleKnows(nn.Module):

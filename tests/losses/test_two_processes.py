@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("cross_sample_cases.py")
 _spec = importlib.util.spec_from_file_location("cross_sample_cases", SCRIPT)
 cases = importlib.util.module_from_spec(_spec)

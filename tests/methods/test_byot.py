@@ -89,6 +89,7 @@ def test_the_run_keeps_every_exit_as_a_network_of_its_own(run):
     assert sizes == sorted(sizes) and sizes[-1] < sum(p.numel() for p in whole.parameters())
 
 
+@pytest.mark.slow
 def test_an_exit_embeds_teaches_and_is_exported_like_any_run(run, tmp_path):
     assert attar.load(run / "exit1")(torch.rand(2, 3, 32, 32)).shape == (2, 32)
     assert load_teacher(run / "exit2", output="logits").num_features_out == 3

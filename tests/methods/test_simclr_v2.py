@@ -120,6 +120,7 @@ def test_an_unlabelled_run_keeps_the_teachers_classes(tmp_path):
     assert {subject for _, subject in found} == {"model", "teacher"}
 
 
+@pytest.mark.slow
 def test_the_whole_system_is_a_pipeline(tmp_path):
     """The example of docs/pipelines.md at a size for tests."""
     doc = Path(__file__).parents[2] / "docs" / "pipelines.md"

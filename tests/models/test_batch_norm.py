@@ -76,6 +76,7 @@ def check_both(rank: int) -> None:
     compare_groups(rank)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch_and_in_groups():
     run_two(check_both)
 
