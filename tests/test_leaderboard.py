@@ -394,18 +394,34 @@ def test_a_stored_board_is_read_again_and_names_no_folder(tmp_path):
     assert page.table() == made.table()
 
 
-def test_the_plot_shows_fine_tuned_values_where_there_are_any(tmp_path, monkeypatch):
+def test_the_plot_has_a_row_for_each_line_and_hollow_marks_where_nothing_was_gained(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    shown = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure.axes[0]))
-    masked = entry("mae", "masked", 0.3)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    masked = entry("mae", "masked", 0.42)
     masked.values["finetune"] = (0.6, 0.59, 0.61)
-    for entries in ([entry("simclr")], [entry("simclr"), masked]):
+    random = entry(RANDOM, "control", 0.4)
+    random.values["finetune"] = (0.5, 0.49, 0.51)
+    for entries in ([entry("simclr")], [entry("simclr"), masked, random]):
         plot(board(tmp_path, *entries), tmp_path / "x.png")
-    markers = [{line.get_label(): list(line.get_xdata()) for line in axes.lines} for axes in shown]
-    assert list(markers[0]) == ["kNN", "linear"] and list(markers[1]) == ["kNN", "linear", "fine-tuned"]
-    assert markers[1]["fine-tuned"] == [pytest.approx(float("nan"), nan_ok=True), 60.0]
+    words = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert words == [["kNN", "linear"], ["kNN", "linear", "fine-tuned", "not above its untrained network"]]
+    axes = drawn[1].axes[0]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["simclr (resnet8)", "mae (resnet8)", "untrained (resnet8)"]
+    points = {
+        (
+            line.get_marker(),
+            round(line.get_xdata()[0]),
+            rows[line.get_ydata()[0]].split()[0],
+        ): line.get_markerfacecolor()
+        for line in axes.lines
+        if len(line.get_xdata()) == 1
+    }
+    hollow = {key for key, face in points.items() if face == "white"}
+    assert hollow == {("o", 42, "mae"), ("D", 42, "mae")}
+    assert {("o", 50, "simclr"), ("^", 60, "mae"), ("^", 50, "untrained")} <= points.keys() - hollow
 
 
 def test_folders_of_earlier_versions_are_read(tmp_path, monkeypatch):

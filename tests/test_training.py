@@ -1,5 +1,6 @@
 """A request for a training: what is wrong is said before images are decoded, and no run is mistaken for another."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -11,8 +12,10 @@ import torch
 import yaml
 
 from attar import stages
-from attar.errors import AttarError, RecipeError, RunChanged, RunError, TrainingError
+from attar.errors import AttarError, BackboneError, RecipeError, RunChanged, RunError, TrainingError
 from attar.models.backbones import build_backbone
+from attar.planning import _is_command_line
+from attar.request import Request
 from attar.train import loop as training_loop
 from attar.train.log import read_json_lines
 from attar.training import Run, _fit_into_minutes
@@ -55,6 +58,59 @@ def test_mistakes_are_found_before_the_first_image_is_read(tmp_path, monkeypatch
     with pytest.raises(AttarError, match=text):
         stages.pretrain("digits", **{"out": tmp_path / "run", **TINY, **wrong})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "size", "name"),
+    [
+        ("dino", "resnet8", 32, "small"),
+        ("dino", "vit_micro_p4", 32, "small_vit"),
+        ("dino", "resnet8", 96, "convnet"),
+        ("dino", "vit_micro_p8", 96, "photo"),
+        ("moco_v3", "resnet18", 96, "convnet"),
+        ("moco_v3", "vit_micro_p8", 96, "vit"),
+        ("lejepa", "swin_tiny_patch4_window7_224", 224, "photo"),
+        ("simclr", "vit_micro_p8", 32, "small"),
+        ("simclr", "vit_micro_p8", 96, "photo"),
+    ],
+)
+def test_the_usual_recipe_is_for_the_images_size_and_the_kind_of_network(method, backbone, size, name):
+    values = {field.name: None for field in dataclasses.fields(Request)}
+    request = Request(**{**values, "method": method, "backbone": backbone, "stem": "standard"})
+    assert request.recipe_name(size) == name
+    assert dataclasses.replace(request, recipe="another").recipe_name(size) == "another"
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "size", "settings", "text"),
+    [
+        ("pirl", "vit_micro_p8", 32, {}, "12 x 12 pixels; use another patch_scale.*divisible by patch size"),
+        ("cpc", "vit_micro_p4", 32, {}, "10 x 10 pixels; use another num_rows.*divisible by patch size"),
+        ("swav", "alexnet", 64, {"num_local_views": 2, "local_size": 0.5}, "32 x 32 pixels; use another local_size"),
+    ],
+)
+def test_pieces_that_the_network_cannot_take_are_refused_and_leave_no_run(
+    tmp_path, method, backbone, size, settings, text
+):
+    given = {"settings": settings, "backbone": backbone, "image_size": size, "epochs": 1, "batch_size": 4}
+    with pytest.raises(BackboneError, match=text):
+        stages.pretrain(np.zeros((8, size, size, 3), np.uint8), out=tmp_path / "run", method=method, **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("started_as", "is_command"),
+    [
+        ("/usr/bin/attar", True),
+        ("/lib/attar/__main__.py", True),
+        ("C:/Scripts/attar.exe", True),
+        ("train.py", False),
+        ("other/__main__.py", False),
+    ],
+)
+def test_the_command_is_kept_however_attar_was_started(monkeypatch, started_as, is_command):
+    monkeypatch.setattr("sys.argv", [started_as, "pretrain"])
+    assert _is_command_line() == is_command
 
 
 def test_an_out_that_cannot_be_made_is_found_first_too(tmp_path):

@@ -249,37 +249,43 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def plot(board: Leaderboard, path: Path) -> None:
-    """kNN, linear and any fine-tuned top-1 of every method; the upper line and the controls as vertical rules."""
+    """kNN, linear and any fine-tuned top-1 with intervals, methods above, upper line and controls below a rule.
+
+    A hollow mark is a method's that is not above its untrained network by that protocol.
+    """
     from matplotlib.figure import Figure
 
     lines = {key: entries for key, entries in board.lines().items() if any(e.failure is None for e in entries)}
-    methods = {key: entries for key, entries in lines.items() if entries[0].is_method}
-    figure = Figure(figsize=(8, 3.2 + 0.28 * max(len(methods), 6)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.28 * max(len(lines), 6)), layout="constrained")
     axes = figure.add_subplot()
-    heights = range(len(methods), 0, -1)
-    markers = [("knn", "o", "#2b6cb0"), ("linear", "D", "#c05621")]
-    if any("finetune" in e.values for entries in methods.values() for e in entries):
-        markers.append(("finetune", "^", "#2f855a"))
-    for protocol, marker, colour in markers:
-        values = [100 * mean_of(entries, protocol) or math.nan for entries in methods.values()]
-        axes.plot(values, heights, marker, color=colour, label=(COLUMNS | SOME_HAVE)[protocol])
-    rules: list[tuple[float, str]] = []
-    for (name, backbone), entries in lines.items():
-        if not entries[0].is_method:
-            value = 100 * mean_of(entries, "knn")
-            style = "-" if entries[0].kind == UPPER_LINE else ":"
-            axes.axvline(value, color="#718096", linewidth=0.8, linestyle=style)
-            title = f"{'untrained' if name == UNTRAINED else name} {backbone}".strip(" –")
-            rules.append((value, f"{title} {value:.1f}"))
-    least, most = axes.get_xlim()
-    place = -math.inf
-    for value, title in sorted(rules):
-        place = max(value, place + 0.025 * (most - least))  # or titles of equal values lie on each other
-        axes.text(place, len(methods) + 0.7, title, rotation=60, fontsize=7, color="#4a5568")
-    axes.set_yticks(list(heights), [f"{name} ({backbone})" for name, backbone in methods], fontsize=8)
-    axes.set_ylim(0.4, len(methods) + 0.6)
-    axes.set_xlabel("top-1, % (kNN: dotted of the controls, solid of the supervised upper line)")
-    axes.legend(loc="best", fontsize=8)  # fine-tuned values lie at the right, too
+    marks = {"knn": ("o", "#2b6cb0"), "linear": ("D", "#c05621"), "finetune": ("^", "#2f855a")}
+    in_legend: dict[str, Any] = {}
+    hollow = "not above its untrained network"
+    for protocol, (marker, colour) in marks.items():
+        title = (COLUMNS | SOME_HAVE)[protocol]
+        for row, entries in enumerate(lines.values()):
+            measured = [e.values[protocol] for e in entries if protocol in e.values]
+            if not measured:
+                continue
+            value, low, high = (100 * statistics.mean(numbers) for numbers in zip(*measured))
+            axes.plot([low, high], [row, row], color=colour, linewidth=0.8, alpha=0.6)
+            better = board.better(entries)
+            is_hollow = entries[0].is_method and better != "?" and title not in better.split(", ")
+            (point,) = axes.plot([value], [row], marker, color=colour, markerfacecolor="white" if is_hollow else colour)
+            in_legend.setdefault(hollow if is_hollow else title, point)
+    num_methods = sum(entries[0].is_method for entries in lines.values())
+    axes.axhline(num_methods - 0.5, color="#718096", linewidth=0.8)
+    named = [
+        f"{'untrained' if name == UNTRAINED else name} ({backbone})".replace(" (–)", "") for name, backbone in lines
+    ]
+    axes.set_yticks(range(len(lines)), named, fontsize=8)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.set_xlabel("top-1, %, with the 95 % interval of the test images")
+    axes.grid(axis="x", color="#e2e8f0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if hollow in in_legend:  # at the end
+        in_legend[hollow] = in_legend.pop(hollow)
+    figure.legend(in_legend.values(), in_legend.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=130)

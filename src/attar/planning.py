@@ -79,7 +79,7 @@ class Plan:
                 "num_broken": len(images.broken),
                 "channels": images.channels,
             },
-            "command": " ".join(["attar", *sys.argv[1:]]) if Path(sys.argv[0]).name == "attar" else "Python",
+            "command": " ".join(["attar", *sys.argv[1:]]) if _is_command_line() else "Python",
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "versions": {
                 "attar": attar.__version__,
@@ -166,6 +166,12 @@ def must_be_the_same(request: Request, saved: dict[str, Any], now: dict[str, Any
         )
 
 
+def _is_command_line() -> bool:
+    """Whether this process is `attar`, or `python -m attar`, also under torchrun."""
+    path = Path(sys.argv[0])
+    return path.stem == "attar" or (path.parent.name, path.name) == ("attar", "__main__.py")
+
+
 def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Plan:
     """Read the images and resolve the recipe; the same on every process."""
     import torch
@@ -189,7 +195,8 @@ def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Pla
     size = wanted or _natural_size(images)
     image = known_image if known_image and known_image.size == size else image_spec(images, size)
 
-    name, overrides = request.recipe_name(size), request.overrides
+    name = request.recipe_name(size) if saved is None else request.recipe or saved["recipe"]
+    overrides = request.overrides
     if saved is not None and request.minutes is not None:
         overrides["epochs"] = saved["settings"]["epochs"]  # fixed when the run began
     source_digest = images.digest
@@ -272,14 +279,14 @@ def _fitting_batch(recipe: Recipe, num_images: int, world: Any, saved: dict[str,
     fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, quarter)
     if recipe.batch_size <= fitting:
         return {}
-    followed = f"; the learning rate follows: {replace(recipe, batch_size=fitting).peak_lr:.3g}"
+    rate = replace(recipe, batch_size=fitting).peak_lr
     logger.warning(
         "Batch %d instead of the recipe's %d, to suit %d images on %s%s. (--batch-size sets it.)",
         fitting,
         recipe.batch_size,
         num_images,
         world.device.type,
-        followed if recipe.lr is None else "",
+        f"; the learning rate follows: {rate:.3g}" if rate != recipe.peak_lr else "",
     )
     return {"batch_size": fitting}
 

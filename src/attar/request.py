@@ -63,13 +63,21 @@ class Request:
                 values[field] = given
         return values
 
-    def recipe_name(self, size: int | None) -> str:
-        """The named recipe for images of this size; for an unknown size the method's first."""
+    def recipe_name(self, size: int) -> str:
+        """The named recipe for images of this size and this kind of network, where the method tells them apart;
+        otherwise the method's first."""
         from attar.methods.base import load
 
         recipes = load(self.method).RECIPES
-        small = size is not None and size <= SMALL_IMAGE and "small" in recipes
-        return self.recipe or ("small" if small else next(iter(recipes)))
+        if self.recipe:
+            return self.recipe
+        names = ["small"] if size <= SMALL_IMAGE else []
+        if recipes.keys() & {"vit", "convnet", "small_vit"}:
+            from attar.models.tokens import has_patches
+
+            kind = "vit" if has_patches(self.backbone, image_size=size, stem=self.stem) else "convnet"
+            names = [*(f"{name}_{kind}" for name in names), *names, kind]
+        return next((name for name in names if name in recipes), next(iter(recipes)))
 
 
 def check(request: Request) -> None:
@@ -92,9 +100,10 @@ def check(request: Request) -> None:
             raise RecipeError(f"--{option} {given}: it must be more than 0.")
     if request.minutes is not None and "epochs" in request.overrides:
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
-    names = [request.recipe] if request.recipe else [None, *({"small"} & load(request.method).RECIPES.keys())]
+    usual = {"small", "small_vit", "convnet"} & load(request.method).RECIPES.keys()
+    names = [request.recipe] if request.recipe else [None, *sorted(usual)]
     refused = [error for name in names if (error := _refusal(resolve_recipe, request, name)) is not None]
-    if len(refused) == len(names):  # which recipe it will be depends on the images; it may be one that accepts
+    if len(refused) == len(names):  # which it will be depends on images and network; one may accept
         raise refused[0]
     check_name(request.backbone, stem=request.stem)
     if request.backbone in FIXED:

@@ -173,7 +173,7 @@ def test_the_table_is_saved_with_the_method_and_used(bench):
 
 
 def test_a_network_for_larger_pictures_is_refused_with_the_setting_to_change(bench, backbone):
-    with pytest.raises(BackboneError, match=r"12 x 12 pixels; use a larger tile_scale"):
+    with pytest.raises(BackboneError, match=r"12 x 12 pixels; use another tile_scale"):
         Jigsaw(resolve_recipe("jigsaw", "small"), backbone(name="vit_micro_p8"), bench("jigsaw").setup)
 
 

@@ -10,8 +10,6 @@ from attar.claims.verdict import Expectation, over
 ARMS = "attar.claims.arms"
 # The spread of normalised embeddings, 1 for a healthy cloud, must fall by half of that at least
 COLLAPSE: dict[str, Any] = {"margin": -0.5, "metrics": ("embedding std",), "where": " in the spread of embeddings"}
-# For a small ViT, a small batch and few passes; the paper's 1.5e-4 and heads of 4096 are for ViT-B and batch 4096.
-MOCO_V3_VIT = {"base_lr": 1e-3, "lr_scaling": "none", "projector_hidden_dim": 512, "predictor_hidden_dim": 512}
 
 
 CLAIMS = {
@@ -114,10 +112,10 @@ CLAIMS = {
             source="Chen et al. 2021, arXiv:2104.02057, sections 4.2 and 5.1, tables 4 and 5",
             network="vit",
             arms={
-                "frozen": Arm("MoCo v3, frozen patch projection", "moco_v3", MOCO_V3_VIT, "vit"),
-                "trained": Arm("trained patch projection", "moco_v3", {**MOCO_V3_VIT, "freeze_patches": False}, "vit"),
+                "frozen": Arm("MoCo v3, frozen patch projection", "moco_v3", recipe="small_vit"),
+                "trained": Arm("trained patch projection", "moco_v3", {"freeze_patches": False}, "small_vit"),
                 "without_positions": Arm(
-                    "no position embeddings", f"{ARMS}.moco_v3_without_positions", MOCO_V3_VIT, "vit"
+                    "no position embeddings", f"{ARMS}.moco_v3_without_positions", recipe="small_vit"
                 ),
             },
             expectations=[

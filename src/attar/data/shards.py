@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tarfile
@@ -42,19 +43,20 @@ def open_shards(pattern: str, labels: str | None) -> Source:
         status = shard.stat()
         digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
         index.add(number, shard)
-    if not len(index.starts):
+    if not len(index.places):
         raise DataError(
             f"shards:{pattern}: {len(shards)} shards, but no image in them; found {sorted(index.endings)[:12]}."
         )
-    table = np.stack([np.frombuffer(a, np.int64) for a in (index.shard, index.starts, index.sizes)], axis=1)
-    source = Source(f"shards:{pattern}", digest.hexdigest(), TarItems(shards, table), where=PathList.of(index.keys))
-    found = [index.labels.get(key) for key in index.keys]
+    table = np.frombuffer(index.places, np.int64).reshape(-1, 3)
+    keys = PathList(bytes(index.keys), np.frombuffer(index.key_ends, np.int64))
+    source = Source(f"shards:{pattern}", digest.hexdigest(), TarItems(shards, table), where=keys)
     if labels not in (None, "auto") and not index.labels:
         raise DataError(
             f"shards:{pattern}: no member or json field {labels!r}; members end in {sorted(index.endings)[:12]}."
         )
     if index.labels and labels is not None:
-        source.labels, source.classes = encode_labels(_numbers(found), where=f"shards:{pattern}, {labels}")
+        found = _numbers([index.labels.get(key) for key in keys])
+        source.labels, source.classes = encode_labels(found, where=f"shards:{pattern}, {labels}")
     return source
 
 
@@ -111,12 +113,12 @@ def _copied(url: str) -> Path:
 
 
 class _Index:
-    """Where each image lies, and the labels by key."""
+    """Where each image lies, and the labels by key; without labels some seventy bytes an image."""
 
     def __init__(self, wanted: str | None):
         self.wanted = "cls" if wanted == "auto" else wanted
-        self.keys: list[str] = []
-        self.shard, self.starts, self.sizes = array("q"), array("q"), array("q")
+        self.keys, self.key_ends = bytearray(), array("q")  # as in PathList
+        self.places = array("q")  # shard, first byte and number of bytes of each image
         self.labels: dict[str, Any] = {}
         self.endings: set[str] = set()
 
@@ -139,9 +141,9 @@ class _Index:
         self.endings.add(ending)
         if f".{ending}" in image_extensions() and key not in seen:
             seen.add(key)
-            self.keys.append(key)
-            for column, value in zip((self.shard, self.starts, self.sizes), (number, member.offset_data, member.size)):
-                column.append(value)
+            self.keys += os.fsencode(key)
+            self.key_ends.append(len(self.keys))
+            self.places.extend((number, member.offset_data, member.size))
         elif self.wanted is not None and ending == self.wanted:
             self.labels[key] = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
         elif self.wanted is not None and ending == "json":

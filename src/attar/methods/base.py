@@ -7,6 +7,7 @@ the rank or the clock, so it runs in a test with a batch of four.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -281,9 +282,9 @@ def _methods_with(field_name: str) -> str:
 
 
 def make_views(name: str, recipe: Recipe, image: ImageSpec, backbone: Backbone) -> ViewMaker:
-    """The view maker of a method for this backbone: those that mask patches are told how large these are."""
+    """The view maker of a method for this backbone: `views` that takes a patch_size is told how large patches are."""
     module = load(name)
-    if not module.METHOD.needs_tokens:
+    if "patch_size" not in inspect.signature(module.views).parameters:
         return module.views(recipe, image)
     from attar.models.tokens import patch_size
 

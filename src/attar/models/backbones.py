@@ -106,7 +106,7 @@ class Backbone(nn.Module):
                 self(self._blank(side))
         except Exception as error:  # any shape mismatch inside the network
             raise BackboneError(
-                f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use a larger {setting}, a larger "
+                f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use another {setting}, a larger "
                 f"--image-size, or a net for small images such as resnet20. ({type(error).__name__}: {error})"
             ) from error
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attar.errors import BackboneError, ShapeError
-from attar.models.backbones import Backbone
+from attar.models.backbones import Backbone, build_backbone
 
 
 class Tokens(NamedTuple):
@@ -78,6 +78,12 @@ def patch_size(backbone: Backbone) -> int:
     """Side of a patch in pixels; 1 for networks without (square) patches."""
     size = getattr(getattr(backbone.network, "patch_embed", None), "patch_size", None)
     return int(size[0]) if isinstance(size, tuple) and size[0] == size[1] else 1
+
+
+def has_patches(name: str, *, image_size: int, stem: str = "standard") -> bool:
+    """Does a network of this name cut images into patches, as vision transformers do? Its weights are not made."""
+    with torch.device("meta"):
+        return patch_size(build_backbone(name, image_size=image_size, stem=stem)) > 1
 
 
 def embed(

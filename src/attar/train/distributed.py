@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import Tensor
 from attar.errors import AttarError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=30)  # of processes that wait for what the first one makes
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,15 @@ class World:
         return total / self.world_size
 
     def main_first(self, make: Callable[[bool], T]) -> T:
-        """make(True) on the main process; then, on the others, make(False), which finds what the first one left."""
+        """make(True) on the main process; then, on the others, make(False), which finds what the first one left.
+
+        They wait as long as it takes: many images are decoded for hours, and a usual barrier gives up after minutes.
+        """
+        waiting: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world_size > 1 else None
         made = make(True) if self.is_main else None
-        self.barrier()
+        if waiting is not None:
+            dist.barrier(group=waiting)
+            dist.destroy_process_group(waiting)
         return make(False) if made is None else made
 
     def barrier(self) -> None:

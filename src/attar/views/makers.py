@@ -84,6 +84,19 @@ class MakeRotated:
         return Rotated(turned, pretext_targets, batch.index, batch.labels)
 
 
+def grid_patch_side(size: int, num_rows: int) -> int:
+    """Side in pixels of the G x G patches of a view, which overlap by half.
+
+    Raises:
+        RecipeError: if a patch would have no pixel.
+    """
+    if num_rows >= size:
+        raise RecipeError(
+            f"num_rows={num_rows} patches do not fit into a view of {size} pixels; use {size - 1} or less."
+        )
+    return 2 * (size // (num_rows + 1))
+
+
 @dataclass(frozen=True)
 class MakePatchGrid:
     """One view of each image, cut into G x G square patches; neighbours share half of their pixels.
@@ -101,9 +114,7 @@ class MakePatchGrid:
     def __call__(self, batch: CanvasBatch, draws: Draws) -> PatchGrid:
         images = self.view(batch, draws)
         G, size = self.num_rows, images.shape[-1]
-        stride = size // (G + 1)
-        if stride < 1:
-            raise RecipeError(f"num_rows={G} patches do not fit into a view of {size} pixels; use {size - 1} or less.")
+        stride = grid_patch_side(size, G) // 2
         side = max(round(self.kept * 2 * stride), 1)
         border = 2 * stride - side
         shift = draws.integers(border + 1, shape=(2, G, G))  # (B, 2, G, G)

@@ -43,7 +43,7 @@ from attar.errors import RecipeError
 from attar.losses import gather_rows, own_share, prototype_cross_entropy
 from attar.losses.inputs import full_precision
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
-from attar.methods.multi_crop import features_of_crops, local_view_size
+from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -98,7 +98,7 @@ RECIPES = {
 }
 
 
-def views(recipe: DeepClusterRecipe, image: ImageSpec) -> MakeMultiCrop:
+def views(recipe: DeepClusterRecipe, image: ImageSpec, patch_size: int = 1) -> MakeMultiCrop:
     """SwAV's: crops of two sizes and ranges, and SimCLR's colours on all of them."""
 
     def augmentation(scale: tuple[float, float], size: int) -> Augmentation:
@@ -115,7 +115,7 @@ def views(recipe: DeepClusterRecipe, image: ImageSpec) -> MakeMultiCrop:
             blur_sigma=(0.1, 2.0),
         )
 
-    local_size = local_view_size(image.size, recipe.local_size)
+    local_size = local_view_size(image.size, recipe.local_size, patch_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * 2,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -136,6 +136,7 @@ class DeepCluster(Method):
     def __init__(self, recipe: DeepClusterRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         _check_number(recipe, len(setup.images))
+        require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
         self.backbone = backbone
         width, num_ids = recipe.projector_dim, setup.images.num_ids
         self.projector = MLP([backbone.num_features, recipe.projector_hidden_dim, width], norm="batch")

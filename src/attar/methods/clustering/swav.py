@@ -43,7 +43,7 @@ from attar.data.images import ImageSpec
 from attar.losses import gather_rows, own_share, sinkhorn, swapped_prediction
 from attar.losses.inputs import full_precision
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
-from attar.methods.multi_crop import features_of_crops, local_view_size
+from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue
@@ -143,7 +143,7 @@ RECIPES = {
 }
 
 
-def views(recipe: SwAVRecipe, image: ImageSpec) -> MakeMultiCrop:
+def views(recipe: SwAVRecipe, image: ImageSpec, patch_size: int = 1) -> MakeMultiCrop:
     """Crops of two sizes and ranges, and SimCLR's colours on all of them."""
 
     def augmentation(scale: tuple[float, float], size: int) -> Augmentation:
@@ -160,7 +160,7 @@ def views(recipe: SwAVRecipe, image: ImageSpec) -> MakeMultiCrop:
             blur_sigma=(0.1, 2.0),
         )
 
-    local_size = local_view_size(image.size, recipe.local_size)
+    local_size = local_view_size(image.size, recipe.local_size, patch_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * 2,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -176,6 +176,7 @@ class SwAV(Method):
 
     def __init__(self, recipe: SwAVRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
         self.backbone = backbone
         hidden = [recipe.projector_hidden_dim] * (recipe.projector_layers - 1)
         norm = "batch" if recipe.head_batch_norm else None

@@ -47,7 +47,7 @@ from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
 from attar.views.augmentation import Augmentation
 from attar.views.batches import PatchGrid
-from attar.views.makers import MakePatchGrid
+from attar.views.makers import MakePatchGrid, grid_patch_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,7 @@ class CPC(Method):
     def __init__(self, recipe: CPCRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         _check_rows(recipe)
+        backbone.require_size(grid_patch_side(setup.image.size, recipe.num_rows), setting="num_rows")
         self.backbone = backbone
         width = backbone.num_features
         self.context = ContextNetwork(width, recipe.context_hidden_dim, recipe.context_blocks)

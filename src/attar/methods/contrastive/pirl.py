@@ -98,10 +98,15 @@ def views(recipe: PIRLRecipe, image: ImageSpec) -> MakeImageAndPatches:
         )
         for size, scale in (
             (image.size, recipe.crop_scale),
-            (max(round(recipe.patch_scale * image.size), 8), recipe.patch_crop_scale),
+            (patch_side(recipe, image), recipe.patch_crop_scale),
         )
     )
     return MakeImageAndPatches(whole, patch)
+
+
+def patch_side(recipe: PIRLRecipe, image: ImageSpec) -> int:
+    """Side of a patch in pixels, 8 at least."""
+    return max(round(recipe.patch_scale * image.size), 8)
 
 
 class PIRL(Method):
@@ -112,6 +117,7 @@ class PIRL(Method):
 
     def __init__(self, recipe: PIRLRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        backbone.require_size(patch_side(recipe, setup.image), setting="patch_scale")
         self.backbone = backbone
         width = recipe.projector_dim
         self.projector = MLP([backbone.num_features, width])  # f

@@ -46,7 +46,7 @@ from attar.errors import RecipeError
 from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
 from attar.methods.anchors import probability_of, teacher_says
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
-from attar.methods.multi_crop import local_view_size
+from attar.methods.multi_crop import local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -97,7 +97,7 @@ RECIPES = {
 }
 
 
-def views(recipe: SEEDRecipe, image: ImageSpec) -> MakeOneView | MakeMultiCrop:
+def views(recipe: SEEDRecipe, image: ImageSpec, patch_size: int = 1) -> MakeOneView | MakeMultiCrop:
     """The same views for both networks; the augmentation the teacher was trained with."""
     s = recipe.colour_strength
     view = Augmentation(
@@ -114,7 +114,7 @@ def views(recipe: SEEDRecipe, image: ImageSpec) -> MakeOneView | MakeMultiCrop:
         return MakeOneView(view)
     if recipe.teacher_views:
         raise RecipeError("seed: teacher_views keeps the answers to one view an image; leave out num_local_views.")
-    local = replace(view, size=local_view_size(image.size, recipe.local_size), scale=recipe.local_scale)
+    local = replace(view, size=local_view_size(image.size, recipe.local_size, patch_size), scale=recipe.local_scale)
     return MakeMultiCrop(global_views=[view], local_views=[local] * recipe.num_local_views)
 
 
@@ -128,6 +128,7 @@ class SEED(Method):
     def __init__(self, recipe: SEEDRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         teacher = setup.require_teacher("seed", backbone)
+        require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim or backbone.num_features
         width = teacher.num_features_out

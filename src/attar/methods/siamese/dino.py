@@ -41,7 +41,7 @@ from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
 from attar.methods.momentum import cosine_to_one
-from attar.methods.multi_crop import features_of_crops, local_view_size
+from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
 from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
 from attar.models.heads import DINOHead
@@ -122,10 +122,32 @@ RECIPES = {
         global_scale=(0.14, 1.0),
         blur=(0.0, 0.0, 0.0),
     ),
+    "small_vit": DINORecipe(  # 32 px, patches of 4: ours, as our small iBOT
+        epochs=200,
+        batch_size=256,
+        optimiser="adamw",
+        base_lr=1e-3,
+        final_lr=1e-6,
+        warmup_fraction=10 / 200,
+        weight_decay=0.04,
+        weight_decay_end=0.4,
+        clip_gradient=3.0,
+        clip_per_parameter=True,
+        teacher_temperature=0.04,
+        teacher_temperature_fraction=0.0,
+        momentum=0.99,
+        num_prototypes=1024,
+        projector_hidden_dim=512,
+        projector_dim=128,
+        freeze_last_layer_fraction=1 / 200,
+        num_local_views=4,
+        local_size=0.5,
+        blur=(0.0, 0.0, 0.0),
+    ),
 }
 
 
-def views(recipe: DINORecipe, image: ImageSpec) -> MakeMultiCrop:
+def views(recipe: DINORecipe, image: ImageSpec, patch_size: int = 1) -> MakeMultiCrop:
     """BYOL's colours: global view 1 always blurred, 2 seldom blurred and sometimes solarised; then the local views."""
 
     def augmentation(scale: tuple[float, float], size: int, blur: float, solarise: float) -> Augmentation:
@@ -143,7 +165,7 @@ def views(recipe: DINORecipe, image: ImageSpec) -> MakeMultiCrop:
             interpolation="bicubic",
         )
 
-    local_size = local_view_size(image.size, recipe.local_size)
+    local_size = local_view_size(image.size, recipe.local_size, patch_size)
     local = augmentation(recipe.local_scale, local_size, recipe.blur[2], 0.0)
     return MakeMultiCrop(
         global_views=[
@@ -162,6 +184,7 @@ class DINO(Method):
 
     def __init__(self, recipe: DINORecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
         self.backbone = backbone
         self.head = DINOHead(
             backbone.num_features,

@@ -37,7 +37,7 @@ from torch import Tensor
 from attar.data.images import ImageSpec
 from attar.losses import sigreg
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
-from attar.methods.multi_crop import features_of_crops, local_view_size
+from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -105,10 +105,29 @@ RECIPES = {
         jitter=(0.8, 0.8, 0.8, 0.2),
         blur=0.0,  # there 0.5; at 32 px a kernel of 3 (.28 .44 .28 at sigma 1.05) costs fine detail
     ),
+    "small_vit": LeJEPARecipe(  # MINIMAL.md (Imagenette, 128 px, ViT-S/8: linear 90.7)
+        epochs=800,
+        batch_size=256,
+        optimiser="adamw",
+        base_lr=2e-3,
+        lr_scaling="none",
+        final_lr=1e-3,
+        warmup_fraction=1 / 800,
+        weight_decay=5e-2,
+        decay_bias_and_norm=True,
+        sigreg_weight=0.02,
+        num_slices=256,
+        projector_dim=16,
+        num_global_views=4,
+        num_local_views=0,
+        global_scale=(0.08, 1.0),
+        jitter=(0.8, 0.8, 0.8, 0.2),
+        blur=0.0,  # as in "small"
+    ),
 }
 
 
-def views(recipe: LeJEPARecipe, image: ImageSpec) -> MakeMultiCrop:
+def views(recipe: LeJEPARecipe, image: ImageSpec, patch_size: int = 1) -> MakeMultiCrop:
     """Global and local views have the same colours; they differ in scale and size only."""
 
     def augmentation(scale: tuple[float, float], size: int) -> Augmentation:
@@ -125,7 +144,7 @@ def views(recipe: LeJEPARecipe, image: ImageSpec) -> MakeMultiCrop:
             solarise=recipe.solarise,
         )
 
-    local_size = local_view_size(image.size, recipe.local_size)
+    local_size = local_view_size(image.size, recipe.local_size, patch_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * recipe.num_global_views,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -141,6 +160,7 @@ class LeJEPA(Method):
 
     def __init__(self, recipe: LeJEPARecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim
         self.projector = MLP([backbone.num_features, hidden, hidden, recipe.projector_dim], norm="batch")
