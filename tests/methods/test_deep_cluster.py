@@ -98,6 +98,24 @@ def test_heads_take_turns_over_the_crops_and_differ(bench):
     torch.testing.assert_close(method.prototypes.norm(dim=2), torch.ones(3, 3))
 
 
+def test_kmeans_starts_from_other_rows_in_every_epoch_and_from_the_same_in_the_same_epoch(bench, monkeypatch):
+    method = bench("deep_cluster").method
+    method.memory.copy_(
+        F.normalize(torch.randn(method.memory.shape, generator=torch.Generator().manual_seed(0)), dim=2)
+    )
+    starts = []
+    monkeypatch.setattr(
+        deep_cluster,
+        "spherical_kmeans",
+        lambda rows, start, *, iterations: starts.append(start) or spherical_kmeans(rows, start, iterations=iterations),
+    )
+    for epoch in (0, 1, 0):
+        method._cluster(epoch)
+    first, other, again = (torch.stack(starts[i : i + 3]) for i in (0, 3, 6))  # of three heads
+    assert torch.equal(first, again)
+    assert all(not torch.equal(a, b) for a, b in zip(first, other)), "the memory is the same, the rows are others"
+
+
 def test_embeddings_enter_the_memory_after_the_step_and_clusters_change_with_the_epoch(bench):
     bench = bench("deep_cluster")  # two steps an epoch
     clustered = []

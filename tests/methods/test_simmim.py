@@ -37,6 +37,13 @@ def test_the_network_sees_no_hidden_pixel_and_visible_ones_are_no_target(bench):
     assert torch.equal(bench.method(batch, bench.progress(0)).embeddings, features)
 
 
+def test_the_mask_token_starts_small_but_not_at_zero(bench):
+    """Published code: a truncated normal of 0.02."""
+    token = bench("simmim").method.mask_token
+    assert token.unique().numel() == token.numel() > 100
+    assert 0.015 < token.std() < 0.025 and token.mean().abs() < 0.01
+
+
 def test_masks_come_in_cells_of_a_seventh_of_the_side(bench):
     image = bench("simmim").setup.image
     of_224 = views(RECIPES["photo"], image.__class__(size=224, channels=3, mean=image.mean, std=image.std), 16)
