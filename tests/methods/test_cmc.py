@@ -8,15 +8,8 @@ import torch.nn.functional as F
 
 from attar.errors import RecipeError
 from attar.losses import instance_softmax, nce, nce_partition
-from attar.methods.contrastive.cmc import CMC, RECIPES
+from attar.methods.contrastive.cmc import CMC
 from tests.methods.conftest import assert_same_step
-
-
-def test_the_recipe_is_the_published_one():
-    photo, small = RECIPES["photo"], RECIPES["small"]
-    assert (photo.num_negatives, photo.temperature, photo.bank_momentum, photo.peak_lr) == (16384, 0.07, 0.5, 0.03)
-    assert photo.crop_scale == (0.08, 1.0) and photo.lr_drops == (120 / 240, 160 / 240, 200 / 240)
-    assert (small.objective, small.num_negatives, small.temperature) == ("softmax", None, 0.1)
 
 
 def test_each_view_is_compared_with_the_other_views_bank(bench):

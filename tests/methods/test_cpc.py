@@ -73,13 +73,6 @@ def test_predicted_rows_must_exist(bench):
         bench("cpc", num_predicted_rows=4)
 
 
-def test_recipes_are_the_papers():
-    photo = RECIPES["photo"]
-    assert next(iter(RECIPES)) == "photo" and photo.peak_lr == 2e-4 and photo.batch_size == 512
-    assert (photo.num_rows, photo.num_predicted_rows, photo.grey, photo.weight_decay) == (7, 5, 1.0, 0.0)
-    assert not any("projector" in name for name in vars(photo))
-
-
 def test_the_papers_patches():
     image = ImageSpec(size=256, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     from attar.data.images import CanvasBatch

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attar.errors import RecipeError
 from attar.losses import prototype_cross_entropy
 from attar.methods.clustering import deep_cluster
-from attar.methods.clustering.deep_cluster import RECIPES, spherical_kmeans
+from attar.methods.clustering.deep_cluster import spherical_kmeans
 from tests.methods.conftest import assert_same_step
 
 
@@ -150,10 +150,3 @@ def test_a_resumed_run_does_not_cluster_again_within_the_epoch(bench, monkeypatc
 def test_more_clusters_than_images_are_refused(bench):
     with pytest.raises(RecipeError, match="num_clusters=13 does not suit 12 images"):
         bench("deep_cluster", num_clusters=13)
-
-
-def test_recipes_are_the_papers():
-    photo = RECIPES["photo"]
-    assert next(iter(RECIPES)) == "photo" and photo.peak_lr == pytest.approx(4.8) and photo.final_lr == 0.0048
-    assert (photo.num_heads, photo.num_clusters, photo.kmeans_iterations) == (3, 3000, 10)
-    assert photo.temperature == 0.1 and photo.num_local_views == 6 and photo.global_scale == (0.14, 1.0)

@@ -8,14 +8,8 @@ import torch.nn.functional as F
 
 from attar.errors import BackboneError, RecipeError
 from attar.losses import info_nce
-from attar.methods.contrastive.densecl import RECIPES, DenseCL, nearest_cells
+from attar.methods.contrastive.densecl import DenseCL, nearest_cells
 from tests.methods.conftest import assert_same_step
-
-
-def test_the_recipe_is_the_papers():
-    photo = RECIPES["photo"]
-    assert (photo.dense_weight, photo.temperature, photo.queue_length, photo.momentum) == (0.5, 0.2, 65536, 0.999)
-    assert photo.peak_lr == pytest.approx(0.03) and photo.blur == 0.5 and photo.decay_bias_and_norm
 
 
 def test_a_cell_meets_the_cell_of_largest_cosine_in_the_same_image():

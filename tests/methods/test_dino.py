@@ -60,9 +60,3 @@ def test_the_last_layer_is_a_group_of_its_own_and_every_parameter_is_in_one(benc
     assert last["frozen_fraction"] == RECIPES["small"].freeze_last_layer_fraction > 0
     assert {id(p) for p in last["params"]} == {id(p) for p in method.head.last_layer.parameters()}
     assert {id(p) for g in (others, last) for p in g["params"]} == {id(p) for p in method.parameters()}
-
-
-def test_recipes_are_the_papers():
-    photo, convnet = RECIPES["photo"], RECIPES["convnet"]
-    assert photo.peak_lr == pytest.approx(2e-3) and photo.clip_per_parameter and photo.weight_decay_end == 0.4
-    assert convnet.optimiser == "sgd" and convnet.global_scale == (0.14, 1.0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from attar.losses import dino, koleo, masked_distillation, sinkhorn
-from attar.methods.masked.dinov2 import RECIPES
 from attar.models.tokens import tokens_of
 from tests.methods.conftest import assert_same_step
 
@@ -90,11 +88,3 @@ def test_learning_rates_fall_towards_the_input_and_last_layers_wait(bench):
     assert scale("backbone.network.patch_embed.proj.weight") == 0.2 * 0.5**7
     waiting = {n for n, p in named.items() if id(p) in of and of[id(p)]["frozen_fraction"] == 0.25}
     assert waiting == {"head.last_layer.weight", "patch_head.last_layer.weight"}
-
-
-def test_recipes_are_the_published_ones():
-    photo, large = RECIPES["photo"], RECIPES["large"]
-    assert photo.peak_lr == pytest.approx(0.004) and photo.layer_decay == 0.9 and photo.koleo_weight == 0.1
-    assert photo.centring == "sinkhorn" and photo.num_prototypes == 65536 and photo.momentum == 0.992
-    assert large.peak_lr == pytest.approx(2e-4 * 3**0.5) and large.num_prototypes == 131072
-    assert large.projector_dim == 384 and large.weight_decay_end == 0.2 and large.momentum == 0.994

@@ -8,18 +8,7 @@ import torch.nn.functional as F
 
 from attar.errors import RecipeError
 from attar.losses import info_nce, instance_softmax, nce, nce_partition
-from attar.methods.contrastive.inst_disc import RECIPES
 from tests.methods.conftest import assert_same_step
-
-
-def test_recipes_are_the_papers():
-    photo, sampled, small = RECIPES["photo"], RECIPES["sampled"], RECIPES["small"]
-    assert photo.temperature == sampled.temperature == 0.07 and small.temperature == 0.1
-    assert (photo.num_negatives, sampled.num_negatives, small.num_negatives) == (4096, 65536, None)
-    assert (photo.objective, sampled.objective, small.objective) == ("nce", "softmax", "softmax")
-    assert (photo.bank_momentum, sampled.bank_momentum, small.bank_momentum) == (0.0, 0.5, 0.5)
-    assert photo.proximal_weight > 0 == sampled.proximal_weight == small.proximal_weight
-    assert {r.peak_lr for r in RECIPES.values()} == {0.03} and all(r.lr_drops == (0.6, 0.8) for r in RECIPES.values())
 
 
 def test_the_step_is_the_softmax_over_the_rows_of_all_images(bench):

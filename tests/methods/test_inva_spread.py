@@ -9,14 +9,6 @@ from attar.methods.contrastive.inva_spread import RECIPES
 from tests.methods.conftest import assert_same_step
 
 
-def test_recipes_are_the_papers():
-    small = RECIPES["small"]
-    assert (small.temperature, small.projector_dim, small.batch_size, small.peak_lr) == (0.1, 128, 128, 0.03)
-    assert small.weight_decay == 5e-4 and small.decay_bias_and_norm and small.crop_scale == (0.2, 1.0)
-    photo = RECIPES["photo"]
-    assert (photo.peak_lr, photo.batch_size, photo.temperature, photo.projector_dim) == (0.001, 64, 0.1, 128)
-
-
 def test_the_step_is_the_loss_of_both_views_in_one_pass(bench):
     bench = bench("inva_spread")
     batch = bench.batch(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from attar.losses import sigreg
@@ -14,16 +13,6 @@ from tests.methods.conftest import assert_same_step
 def embeddings(bench, batch) -> list[torch.Tensor]:
     method = bench.method
     return [method.projector(method.backbone(view)) for view in [*batch.global_views, *batch.local_views]]
-
-
-def test_recipes_are_the_published_ones():
-    photo, convnet, small = (RECIPES[name] for name in ("photo", "convnet", "small"))
-    assert photo.peak_lr == 5e-4 and photo.final_lr == pytest.approx(photo.peak_lr / 1000)
-    assert (photo.weight_decay, convnet.weight_decay) == (5e-2, 5e-4)
-    assert (photo.num_global_views, photo.num_local_views, photo.sigreg_weight) == (2, 6, 0.05)
-    assert (photo.global_scale, photo.local_scale) == ((0.3, 1.0), (0.05, 0.3))
-    assert (small.num_global_views, small.num_local_views, small.sigreg_weight) == (4, 0, 0.02)
-    assert small.peak_lr == 2e-3 and small.projector_dim == 16 and small.num_slices == 256
 
 
 def test_step_is_prediction_of_the_global_centre_and_sigreg_of_every_view(bench):

@@ -8,15 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attar.methods.contrastive.moco import RECIPES
 from tests.methods.conftest import assert_same_step
-
-
-def test_recipes_are_the_papers():
-    v1, v2, small = RECIPES["v1"], RECIPES["v2"], RECIPES["small"]
-    assert (v1.temperature, v2.temperature, small.temperature) == (0.07, 0.2, 0.1)
-    assert (v1.projector_layers, v2.projector_layers) == (1, 2)
-    assert v1.peak_lr == v2.peak_lr == pytest.approx(0.03) and small.peak_lr == pytest.approx(0.06)
 
 
 def test_keys_enter_the_queue_after_the_step_and_are_no_negatives_of_it(bench):

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import logging
 
-import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from attar.losses import info_nce
-from attar.methods.contrastive.nnclr import RECIPES
 from tests.methods.conftest import assert_same_step
-
-
-def test_recipes_are_the_papers():
-    photo, small = RECIPES["photo"], RECIPES["small"]
-    assert photo.peak_lr == pytest.approx(4.8) and small.peak_lr == pytest.approx(0.06)
-    assert (photo.temperature, photo.queue_length, photo.weight_decay) == (0.1, 98304, 1e-6)
-    assert (photo.projector_dim, photo.predictor_hidden_dim, photo.projector_layers) == (256, 4096, 3)
-    assert (small.temperature, small.queue_length, small.projector_layers) == (0.5, 4096, 2)
 
 
 def test_the_neighbour_is_the_row_with_the_largest_cosine(bench):
@@ -78,14 +67,6 @@ def test_the_queue_wraps_around(bench):
     assert (bench.method.queue.rows != first).any(dim=1).sum() == 12
     bench.train(range(2, 3))
     assert (bench.method.queue.rows != first).any(dim=1).all()
-
-
-def test_heads_are_normed_as_in_the_paper(bench):
-    method = bench("nnclr", recipe="photo").method
-    kinds = [type(module).__name__ for module in method.projector]
-    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
-    assert isinstance(method.projector[-1].weight, nn.Parameter)
-    assert [type(module).__name__ for module in method.predictor] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
 
 
 def test_a_queue_longer_than_the_data_is_said(bench, caplog):

@@ -11,13 +11,6 @@ from attar.methods.contrastive.pirl import RECIPES, views
 from tests.methods.conftest import assert_same_step
 
 
-def test_the_recipe_is_the_papers():
-    photo = RECIPES["photo"]
-    assert (photo.num_negatives, photo.temperature, photo.bank_momentum, photo.patch_weight) == (32000, 0.07, 0.5, 0.5)
-    assert photo.peak_lr == pytest.approx(0.12) and photo.final_lr == 1.2e-4 and photo.epochs == 800
-    assert not photo.decay_bias_and_norm
-
-
 def test_patches_are_64_pixels_of_224_and_at_least_8(bench):
     from attar.data.images import ImageSpec
 

@@ -7,7 +7,7 @@ import torch
 
 from attar.errors import BackboneError
 from attar.losses import masked_l1
-from attar.methods.base import Setup, resolve_recipe
+from attar.methods.base import Setup
 from attar.methods.masked.simmim import RECIPES, SimMIM, views
 from attar.models.backbones import build_backbone
 from attar.models.tokens import patchify, tokens_of
@@ -70,9 +70,3 @@ def test_a_backbone_that_reads_its_class_token_is_refused(bench):
     backbone = build_backbone("vit_micro_p8", image_size=32)
     with pytest.raises(BackboneError, match="simmim trains the patch tokens only.*vit_tiny_p4_gap"):
         SimMIM(built.method.recipe, backbone, Setup(image=built.setup.image, images=built.images))
-
-
-def test_recipe_is_the_published_one():
-    photo = resolve_recipe("simmim")
-    assert photo.peak_lr == pytest.approx(4e-4) and photo.lr_drops == (0.875,) and photo.clip_gradient == 5.0
-    assert photo.mask_ratio == 0.6 and photo.weight_decay == 0.05

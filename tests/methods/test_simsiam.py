@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import nn
 
@@ -13,15 +12,6 @@ from attar.methods.siamese.simsiam import RECIPES, views
 from attar.models.momentum import MomentumTeacher
 from attar.train.optimisers import build_optimiser, set_rates
 from tests.methods.conftest import assert_same_step
-
-
-def test_recipes_are_the_papers():
-    photo, small = RECIPES["photo"], RECIPES["small"]
-    assert photo.peak_lr == pytest.approx(0.1) and small.peak_lr == pytest.approx(0.06)
-    assert photo.warmup_fraction == small.warmup_fraction == 0 and photo.weight_decay == 1e-4
-    assert (photo.projector_layers, small.projector_layers) == (3, 2)
-    assert (photo.projector_dim, photo.predictor_hidden_dim) == (2048, 512)
-    assert photo.decay_bias_and_norm and small.decay_bias_and_norm
 
 
 def test_each_prediction_meets_the_other_views_embedding(bench):
@@ -53,14 +43,8 @@ def test_the_gradient_flows_through_predictions_only(bench):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_there_is_no_teacher_and_the_heads_are_normed_as_published(bench):
-    method = bench("simsiam", recipe="photo").method
-    assert not any(isinstance(module, MomentumTeacher) for module in method.modules())
-    kinds = [type(module).__name__ for module in method.projector]
-    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
-    assert method.projector[-1].weight is None
-    assert [type(module).__name__ for module in method.predictor] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
-    assert [m.bias is None for m in method.predictor if isinstance(m, nn.Linear)] == [True, False]
+def test_there_is_no_teacher(bench):
+    assert not any(isinstance(module, MomentumTeacher) for module in bench("simsiam").method.modules())
 
 
 def test_only_the_predictors_learning_rate_stays(bench):

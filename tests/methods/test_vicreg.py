@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -11,15 +10,6 @@ from attar.methods.siamese.vicreg import RECIPES, views
 from tests.methods.conftest import assert_same_step
 
 WEIGHTS = dict(similarity_weight=3.0, variance_weight=5.0, covariance_weight=2.0)
-
-
-def test_recipes_are_the_papers():
-    photo, small = RECIPES["photo"], RECIPES["small"]
-    assert photo.peak_lr == pytest.approx(1.6) and photo.final_lr == pytest.approx(photo.peak_lr / 1000)
-    assert (photo.optimiser, photo.weight_decay, photo.warmup_fraction) == ("lars", 1e-6, 0.01)
-    assert (photo.similarity_weight, photo.variance_weight, photo.covariance_weight) == (25, 25, 1)
-    assert photo.projector_hidden_dim == photo.projector_dim == 8192
-    assert small.crop_scale == (0.2, 1.0) and small.solarise == (0.1, 0.1) and small.projector_dim == 2048
 
 
 def test_step_is_the_loss_of_both_views(bench):
