@@ -79,6 +79,7 @@ VIEWS = {
     ("moco_v3", "vit"): byol((0.08, 1.0), ASYMMETRIC, (0.0, 0.2), "bilinear"),
     ("moco_v3", "convnet"): byol((0.2, 1.0), ASYMMETRIC, (0.0, 0.2), "bilinear"),
     ("moco_v3", "small"): byol((0.08, 1.0), SHARP, (0.0, 0.2), "bilinear"),
+    ("moco_v3", "small_vit"): byol((0.08, 1.0), ASYMMETRIC, (0.0, 0.2), "bilinear"),
     ("simclr", "photo"): SIMCLR,
     ("simclr", "v2"): SIMCLR,
     ("simclr", "v2_memory"): SIMCLR,
@@ -105,9 +106,11 @@ VIEWS = {
     ("dino", "photo"): dino((0.4, 1.0), (0.05, 0.4), (1.0, 0.1, 0.5)),
     ("dino", "convnet"): dino((0.14, 1.0), (0.05, 0.14), (1.0, 0.1, 0.5)),
     ("dino", "small"): dino((0.14, 1.0), None, SHARP),
+    ("dino", "small_vit"): dino((0.4, 1.0), (0.05, 0.4), (0.0, 0.0, 0.0)),
     ("lejepa", "photo"): LEJEPA,
     ("lejepa", "convnet"): LEJEPA,
     ("lejepa", "small"): [Kind((0.08, 1.0), STRONG, solarise=0.2)],
+    ("lejepa", "small_vit"): [Kind((0.08, 1.0), STRONG, solarise=0.2)],
     ("ibot", "photo"): dino((0.25, 1.0), (0.05, 0.25), (1.0, 0.1, 0.5)),
     ("ibot", "small"): dino((0.25, 1.0), (0.05, 0.25), (0.0, 0.0, 0.0)),
     ("dinov2", "photo"): dino((0.32, 1.0), (0.05, 0.32), (1.0, 0.1, 0.5)),
@@ -153,6 +156,7 @@ LINEAR, WIDE = "Linear+b", "Linear+b ReLU Linear+b"
 BYOL = "Linear+b BN ReLU Linear"
 SWAV_HEAD = "Linear+b BN ReLU Linear+b"
 DINO_HEAD = "Linear+b GELU Linear+b GELU Linear+b"
+MOCO_V3_VIT = {"projector": "Linear BN ReLU Linear BN ReLU Linear BN0", "predictor": "Linear BN ReLU Linear BN0"}
 HEADS = {
     "inst_disc": {"projector": LINEAR},
     "inva_spread": {"projector": LINEAR},
@@ -165,7 +169,8 @@ HEADS = {
     "simclr v2": {"projector": "Linear BN ReLU Linear BN ReLU Linear BN-b"},
     "simclr v2_memory": {"projector": "Linear BN ReLU Linear BN ReLU Linear BN-b"},
     "moco_v3": {"projector": "Linear BN ReLU Linear BN0", "predictor": "Linear BN ReLU Linear"},
-    "moco_v3 vit": {"projector": "Linear BN ReLU Linear BN ReLU Linear BN0", "predictor": "Linear BN ReLU Linear BN0"},
+    "moco_v3 vit": MOCO_V3_VIT,
+    "moco_v3 small_vit": MOCO_V3_VIT,
     "nnclr": {"projector": "Linear BN ReLU Linear BN ReLU Linear BN", "predictor": "Linear BN ReLU Linear+b"},
     "nnclr small": {"projector": "Linear BN ReLU Linear BN", "predictor": "Linear BN ReLU Linear+b"},
     "deep_cluster": {"projector": SWAV_HEAD},

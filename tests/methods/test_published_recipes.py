@@ -94,6 +94,7 @@ TRAINING = {
     ("moco_v3", "vit"): training("adamw", 300, 4096, 1.5e-4, 0.1, warmup=40, **ALL),
     ("moco_v3", "convnet"): training("lars", 300, 4096, 0.3, 1e-6, warmup=10),
     ("moco_v3", "small"): training("sgd", 200, 256, 0.12, 5e-4, warmup=10),
+    ("moco_v3", "small_vit"): training("adamw", 200, 256, 1e-3, 0.1, **FIXED, warmup=200 * 40 / 300, **ALL),
     # WXinlong/DenseCL: densecl_imagenet_200ep.py
     ("densecl", "photo"): training("sgd", 200, 256, 0.03, 1e-4),
     ("densecl", "small"): training("sgd", 200, 512, 0.03, 5e-4),
@@ -117,6 +118,7 @@ TRAINING = {
         "sgd", 100, 1024, 0.03, 1e-4, warmup=10, final_lr=1e-6, **PER_TENSOR, decay_bias_and_norm=False
     ),
     ("dino", "small"): training("sgd", 200, 128, 0.12, 5e-4, warmup=10, **PER_TENSOR),
+    ("dino", "small_vit"): training("adamw", 200, 256, 1e-3, 0.04, warmup=10, **TO_A_MILLIONTH, **PER_TENSOR),
     # facebookresearch/simsiam: README.md; CIFAR-10: PatrickHua/SimSiam
     ("simsiam", "photo"): training("sgd", 100, 512, 0.05, 1e-4),
     ("simsiam", "small"): training("sgd", 800, 512, 0.03, 5e-4),
@@ -129,6 +131,7 @@ TRAINING = {
     ("lejepa", "photo"): training("adamw", 100, 256, 5e-4, 5e-2, **FIXED, warmup=1, final_lr=5e-7, **ALL),
     ("lejepa", "convnet"): training("adamw", 100, 256, 5e-4, 5e-4, **FIXED, warmup=1, final_lr=5e-7, **ALL),
     ("lejepa", "small"): training("adamw", 800, 256, 2e-3, 5e-4, **FIXED, warmup=1, final_lr=1e-3, **ALL),
+    ("lejepa", "small_vit"): training("adamw", 800, 256, 2e-3, 5e-2, **FIXED, warmup=1, final_lr=1e-3, **ALL),
     # facebookresearch/mae: PRETRAIN.md
     ("mae", "photo"): training("adamw", 800, 4096, 1.5e-4, 0.05, warmup=40, adam_betas=(0.9, 0.95)),
     ("mae", "small"): training("adamw", 400, 512, 1e-3, 0.05, warmup=20, adam_betas=(0.9, 0.95)),
@@ -176,6 +179,7 @@ SIMSIAM = {"projector_hidden_dim": 2048, "projector_dim": 2048, "predictor_hidde
 VICREG = {"similarity_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
 SLICES = {"sigreg_weight": 0.05, "num_slices": 1024, "projector_hidden_dim": 2048, "projector_dim": 128}
 SLICES |= {"num_global_views": 2, "num_local_views": 6, "local_size": 98 / 224}
+MINIMAL = {"sigreg_weight": 0.02, "num_slices": 256, "projector_dim": 16, "num_global_views": 4, "num_local_views": 0}
 TEACHER: dict[str, Any] = {"student_temperature": 0.1, "teacher_temperature_start": 0.04, "centre_momentum": 0.9}
 DINO = TEACHER | {"teacher_temperature": 0.07, "momentum": 0.996, "num_prototypes": 65536, "local_size": 96 / 224}
 DINO |= {"projector_hidden_dim": 2048, "projector_dim": 256, "num_local_views": 8}
@@ -216,6 +220,9 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("moco_v3", "vit"): MOCO_V3 | {"temperature": 0.2, "projector_layers": 3, "predictor_norm": True},
     ("moco_v3", "convnet"): MOCO_V3 | {"temperature": 1.0, "projector_layers": 2, "predictor_norm": False},
     ("moco_v3", "small"): MOCO_V3 | {"temperature": 0.2, "projector_layers": 2, "predictor_norm": False},
+    ("moco_v3", "small_vit"): MOCO_V3
+    | {"temperature": 0.2, "projector_layers": 3, "predictor_norm": True}
+    | {"projector_hidden_dim": 512, "predictor_hidden_dim": 512},
     ("densecl", "photo"): MOCO | {"temperature": 0.2, "dense_weight": 0.5},
     ("densecl", "small"): MOCO_SMALL | {"dense_weight": 0.5},
     ("nnclr", "photo"): NNCLR | {"temperature": 0.1, "queue_length": 98304, "projector_layers": 3},
@@ -239,6 +246,10 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     | first(20, 1, 200)
     | {"head_batch_norm": True, "teacher_temperature": 0.04, "momentum": 0.99}
     | {"num_prototypes": 2048, "num_local_views": 0},
+    ("dino", "small_vit"): DINO
+    | MASKED_SMALL
+    | first(0, 1, 200)
+    | {"head_batch_norm": False, "teacher_temperature": 0.04},
     ("simsiam", "photo"): SIMSIAM | {"projector_layers": 3},
     ("simsiam", "small"): SIMSIAM | {"projector_layers": 2},
     ("barlow_twins", "photo"): {"redundancy_weight": 0.0051, "loss_scale": 1.0, "bias_lr_scale": 0.0048 / 0.2}
@@ -249,8 +260,8 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("vicreg", "small"): VICREG | {"projector_hidden_dim": 2048, "projector_dim": 2048},
     ("lejepa", "photo"): SLICES,
     ("lejepa", "convnet"): SLICES,
-    ("lejepa", "small"): SLICES
-    | {"sigreg_weight": 0.02, "num_slices": 256, "projector_dim": 16, "num_global_views": 4, "num_local_views": 0},
+    ("lejepa", "small"): SLICES | MINIMAL,
+    ("lejepa", "small_vit"): SLICES | MINIMAL,
     ("mae", "photo"): {"mask_ratio": 0.75, "normalise_pixels": True}
     | {"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16},
     ("mae", "small"): {"mask_ratio": 0.75, "normalise_pixels": True}
