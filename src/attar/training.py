@@ -189,7 +189,11 @@ def _fit_into_minutes(job: Job, minutes: float) -> Job:
     if epoch_seconds > minutes * 60:
         logger.warning("One epoch takes about %.1f minutes, longer than asked; training one epoch.", epoch_seconds / 60)
     logger.info(
-        "%.2f s a step, %.1f s an epoch: %d epochs fit into %g minutes.", seconds, epoch_seconds, epochs, minutes
+        "%.2f s a step, %.1f s an epoch: %s in %g minutes.",
+        seconds,
+        epoch_seconds,
+        _counted(epochs, "epoch"),
+        minutes,
     )
     job.method.recipe = replace(job.method.recipe, epochs=epochs)
     return replace(job)  # its plan follows the recipe
@@ -198,18 +202,22 @@ def _fit_into_minutes(job: Job, minutes: float) -> Job:
 def _say(plan: Plan, job: Job) -> None:
     parameters = sum(p.numel() for p in job.method.backbone.parameters()) / 1e6
     logger.info(
-        "%s (recipe %s) trains %s, %.2f M parameters, on %d images of %d px for %d epochs of %d steps; %s, %s.",
+        "%s (recipe %s) trains %s, %.2f M parameters, on %d images of %d px for %s of %s; %s, %s.",
         plan.request.method,
         plan.recipe_name,
         plan.backbone_name,
         parameters,
         len(job.images),
         job.image.size,
-        job.recipe.epochs,
-        job.plan.steps_per_epoch,
+        _counted(job.recipe.epochs, "epoch"),
+        _counted(job.plan.steps_per_epoch, "step"),
         job.world.device,
         plan.precision,
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], result: FitResult) -> None:
