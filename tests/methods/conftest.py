@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ SMALL = {
     "projector_dim": 12,
     "predictor_hidden_dim": 20,
     "num_local_views": 2,
+    "min_context": 3,
     "teacher_views": 0,
     "contrast_temperature": 0.5,  # at the paper's 0.07 a dozen images in 12 dimensions blow up within two steps
 }
@@ -121,8 +122,8 @@ def build(name: str, recipe: str | None = None, *, network: str | None = None, *
     module = load(name)
     recipe = recipe or ("small" if "small" in module.RECIPES else next(iter(module.RECIPES)))
     fields = {f.name for f in dataclasses.fields(module.RECIPES[recipe])}
-    small = {k: v for k, v in SMALL.items() if k in fields}
-    resolved = resolve_recipe(name, recipe, {"batch_size": BATCH, "epochs": 2, **small, **settings})
+    small = {k: v for k, v in SMALL.items() if k in fields and k not in settings}  # used or not
+    resolved = replace(resolve_recipe(name, recipe, settings), batch_size=BATCH, epochs=2, **small)
     setup = Setup(image=IMAGE, images=make_images(), projector=pretrained_projector())
     if module.METHOD.needs_teacher:
         from attar.models.teachers import FrozenTeacher

@@ -187,7 +187,8 @@ def test_every_recipe_is_typed_frozen_and_makes_views(name, recipe):
     assert all(0 < drop < 1 for drop in resolved.lr_drops) and bool(resolved.lr_drops) == (resolved.schedule == "step")
     for channels, size in ((3, 224), (1, 64), (3, 32)):
         image = ImageSpec(size=size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
-        assert callable(module.views(resolved, image))
+        patches = [max(size // 14, 4)] if module.METHOD.needs_tokens else []
+        assert callable(module.views(resolved, image, *patches))
 
 
 @every_method

@@ -230,9 +230,15 @@ class MakeMaskedMultiCrop:
         return block_masks(draws, num_masked, grid=self.grid, smallest=self.smallest)
 
 
+_TRIED = 256  # samples of masks that settings are judged by
+
+
 @dataclass(frozen=True)
 class MakeContextAndTargets:
-    """One view of each image, the block to see and the blocks to predict; see `context_and_targets`."""
+    """One view of each image, the block to see and the blocks to predict; see `context_and_targets`.
+
+    Settings by which most images would keep a target in the context, where it need not be predicted, are refused.
+    """
 
     view: View
     _: KW_ONLY
@@ -243,9 +249,23 @@ class MakeContextAndTargets:
     context_scale: tuple[float, float]
     min_context: int
 
+    def __post_init__(self) -> None:
+        context, targets = self._blocks(Draws(0, torch.arange(_TRIED)))
+        kept = float((context & targets.any(dim=1)).any(dim=1).float().mean())
+        if kept > 0.5:
+            low, high = self.target_scale
+            raise RecipeError(
+                f"min_context={self.min_context}, target_scale={low:g},{high:g} do not suit {self.grid} x {self.grid} "
+                f"patches: in {kept:.0%} of the images too few remain beside the targets, and one would be seen, not "
+                "predicted. Take a smaller min_context, smaller or fewer targets, smaller patches, or larger images."
+            )
+
     def __call__(self, batch: CanvasBatch, draws: Draws) -> ContextAndTargets:
         images = self.view(batch, draws)
-        context, targets = context_and_targets(
+        return ContextAndTargets(images, *self._blocks(draws), batch.index, batch.labels)
+
+    def _blocks(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        return context_and_targets(
             draws,
             grid=self.grid,
             num_targets=self.num_targets,
@@ -254,7 +274,6 @@ class MakeContextAndTargets:
             context_scale=self.context_scale,
             min_context=self.min_context,
         )
-        return ContextAndTargets(images, context, targets, batch.index, batch.labels)
 
 
 @dataclass(frozen=True)
