@@ -31,12 +31,42 @@ if TYPE_CHECKING:
     from attar.views.batches import ViewMaker
 
 
+@dataclass(frozen=True)
+class UsedWith:
+    """What another field must hold for a field to have an effect: in words, as a rule, and how to set it."""
+
+    field: str
+    accepted: str
+    fits: Callable[[Any], bool]
+    advice: str
+
+
+def one_of(field: str, *values: Any) -> UsedWith:
+    """It holds one of these values."""
+    return UsedWith(field, " or ".join(map(str, values)), lambda value: value in values, f"{field}={values[0]}")
+
+
+def above(field: str, limit: float = 0) -> UsedWith:
+    """It holds a number above this one; None is no number."""
+    number = f"a number above {limit}"
+    return UsedWith(field, number, lambda value: value is not None and value > limit, f"{field} to {number}")
+
+
+def below(field: str, limit: float) -> UsedWith:
+    """It holds a number below this one."""
+    return UsedWith(field, f"a number below {limit}", lambda value: value < limit, f"{field} to a number below {limit}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a method is trained. Each method's recipe extends this with its own fields and the paper's values.
 
     Durations are fractions of the whole training (the paper's epochs in a comment), so that a short run keeps
     the shape of a long one. `lr` is the peak learning rate; None derives it from base_lr and the batch size.
+
+    used_with: field -> when it has an effect, for fields that need another one; those of the classes above count too.
+    A person who sets such a field without it is told so. given: the fields that a person set, for a method that learns
+    only from its backbone whether one has an effect; no part of what a recipe is.
     """
 
     epochs: int
@@ -59,6 +89,18 @@ class Recipe:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     clip_gradient: float | None = None
     clip_per_parameter: bool = False  # clip each tensor's norm instead of the global norm (DINO)
+
+    given: ClassVar[frozenset[str]] = frozenset()
+    used_with: ClassVar[Mapping[str, UsedWith]] = {
+        "sgd_momentum": one_of("optimiser", "sgd", "lars"),
+        "nesterov": one_of("optimiser", "sgd", "lars"),
+        "adam_betas": one_of("optimiser", "adamw"),
+        "lr_drops": one_of("schedule", "step"),
+        "lr_drop_factor": one_of("schedule", "step"),
+        "final_lr": one_of("schedule", "cosine", "linear"),
+        "num_cycles": one_of("schedule", "cosine"),
+        "clip_per_parameter": above("clip_gradient"),
+    }
 
     @property
     def peak_lr(self) -> float:
@@ -316,39 +358,86 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
     for name, given in overrides.items():
         if isinstance(given, str) and given.lower() in ("none", "null") and "None" in fields[name]:
             values[name] = None
-        elif isinstance(given, str) and isinstance(getattr(base, name), tuple):
+        elif isinstance(given, str) and (isinstance(getattr(base, name), tuple) or fields[name].startswith("tuple")):
             values[name] = [part for part in given.strip("()[] ").replace(" ", "").split(",") if part]
     try:
         resolved = TypeAdapter(type(base)).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise RecipeError(f"{method}: {name}={first['input']!r} is not accepted: {first['msg']}.") from None
+        name = str(first["loc"][0]) if first["loc"] else "recipe"
+        given = overrides.get(name, first["input"])
+        wanted = _numbers_wanted(fields.get(name, ""))
+        why = f"; give {wanted}, separated by commas" if wanted else f": {first['msg']}"
+        raise RecipeError(f"{method}: {name}={given!r} is not accepted{why}.") from None
     _refuse_ignored(method, resolved, overrides)
     for name in overrides:
-        _check_range(method, name, getattr(resolved, name))
+        _check_range(method, name, getattr(resolved, name), default=getattr(type(base), name, None))
+    object.__setattr__(resolved, "given", frozenset(overrides))
     return resolved
 
 
-def _check_range(method: str, name: str, value: Any) -> None:
-    """Fields mean by their name what they may hold; what a name does not tell is left to the method."""
+def _numbers_wanted(kind: str) -> str:
+    """For an error: what a field of this type takes, where it takes several numbers.
+
+    >>> _numbers_wanted("tuple[float, float]"), _numbers_wanted("tuple[float, ...]"), _numbers_wanted("float | None")
+    ('two numbers', 'numbers', '')
+    """
+    parts = re.findall(r"float|int", kind) if kind.startswith("tuple") else []
+    if not parts:
+        return ""
+    words = {2: "two ", 3: "three ", 4: "four "}
+    return f"{'' if '...' in kind else words.get(len(parts), f'{len(parts)} ')}numbers"
+
+
+def _check_range(method: str, name: str, value: Any, *, default: Any) -> None:
+    """Fields mean by their name what they may hold; what a name does not tell is left to the method.
+
+    A method's own default is always accepted, such as a queue of length 0 where that means none.
+    """
+    if value == default:
+        return
+    if isinstance(value, tuple) and len(value) == 2:
+        for pattern, accepted, in_order in _BOUNDS:
+            if re.fullmatch(pattern, name) and not in_order(*value):
+                given = ",".join(map(str, value))
+                raise RecipeError(f"{method}: {name}={given} is not accepted; give two numbers, {accepted}.")
     for pattern, accepted, fits in _RANGES:
         if re.fullmatch(pattern, name):
             parts = value if isinstance(value, tuple) else (value,)
             numbers = [part for part in parts if isinstance(part, (int, float)) and not isinstance(part, bool)]
             if not all(map(fits, numbers)):
+                if isinstance(default, (int, float)) and not fits(default):
+                    accepted = f"{accepted}, or {default}"
                 raise RecipeError(f"{method}: {name}={value} is not accepted; give {accepted}.")
             return
 
 
+# (pattern of the name of a field that holds the two ends of a range, what it accepts in words, and as a rule)
+_BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+    (".*_scale", "0 < low <= high <= 1", lambda low, high: 0 < low <= high <= 1),
+    ("mask_ratio", "0 <= low <= high <= 1 and high above 0", lambda low, high: 0 <= low <= high <= 1 and high > 0),
+    (".*_aspect", "0 < low <= high", lambda low, high: 0 < low <= high),
+)
+
+
 # (pattern of the field's name, what it accepts in words, and as a rule); the first that matches counts
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
-    (r"num_local_views|teacher_views|queue_length", "0 or more", lambda v: v >= 0),
+    (r"num_local_views|teacher_views", "0 or more", lambda v: v >= 0),
     (r"num_(clusters|prototypes|permutations)", "2 or more", lambda v: v >= 2),  # of one, nothing can be told apart
-    (r"epochs|batch_size|num_.*|.*_dim|.*_layers|.*_length|.*_iterations|.*_cells|grid", "1 or more", lambda v: v >= 1),
-    (r"lr_drops|.*_(fraction|share)|(.*_)?momentum|low_resolution", "a number from 0 to 1", lambda v: 0 <= v <= 1),
+    (
+        r"epochs|batch_size|num_.*|.*_(dim|layers|length|iterations|cells|heads|depth)|grid|min_context",
+        "1 or more",
+        lambda v: v >= 1,
+    ),
+    (
+        r"lr_drops|.*_(fraction|share|probability)|(.*_)?momentum|low_resolution|(dense|patch|sigreg)_weight",
+        "a number from 0 to 1",
+        lambda v: 0 <= v <= 1,
+    ),
     (r"dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1),
     (r"adam_betas", "two numbers from 0 to below 1", lambda v: 0 <= v < 1),
+    (r"patch_crop|mask_cell", "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    (r"local_size", "a number above 0 and below 1: a share of the image's side", lambda v: 0 < v < 1),
     (
         r"lr|base_lr|clip_gradient|(.*_)?temperature(_start)?|(patch|tile)_scale|sigma",
         "a number above 0",
@@ -360,33 +449,29 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 )
 
 
-_USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
-    "optimiser": {
-        "sgd_momentum": ("sgd", "lars"),
-        "nesterov": ("sgd", "lars"),
-        "adam_betas": ("adamw",),
-    },
-    "schedule": {
-        "lr_drops": ("step",),
-        "lr_drop_factor": ("step",),
-        "final_lr": ("cosine", "linear"),
-        "num_cycles": ("cosine",),
-    },
-    "crop": {"crop_scale": ("resized",)},  # a field of some methods
-}
-
-
 def _refuse_ignored(method: str, recipe: Recipe, overrides: dict[str, Any]) -> None:
     """A setting that would be ignored is an error."""
-    for chooser, users in _USED_BY.items():
-        chosen = getattr(recipe, chooser, None)
-        for name, accepted in users.items():
-            if name in overrides and chosen is not None and chosen not in accepted:
-                raise RecipeError(
-                    f"{method}: {name} would be ignored: {chooser} is {chosen!r}, and {name} is used with "
-                    f"{' or '.join(accepted)}. Leave it out, or set {chooser}={accepted[0]}."
-                )
+    conditions: dict[str, UsedWith] = {}
+    for kind in reversed(type(recipe).__mro__):
+        conditions |= vars(kind).get("used_with", {})
+    for name, needed in conditions.items():
+        holds = getattr(recipe, needed.field)
+        if name in overrides and not needed.fits(holds):
+            raise RecipeError(
+                f"{method}: {name} would be ignored: {needed.field} is {holds!r}, and {name} is used with "
+                f"{needed.accepted}. Leave it out, or set {needed.advice}."
+            )
     if overrides.get("lr") is not None:
         for name in ("base_lr", "lr_scaling"):
             if name in overrides:
                 raise RecipeError(f"{method}: {name} would be ignored because lr is given; set one of the two.")
+    decays = recipe.weight_decay or recipe.weight_decay_end or recipe.optimiser == "lars"  # which adapts them, too
+    if "decay_bias_and_norm" in overrides and not decays:
+        raise RecipeError(
+            f"{method}: decay_bias_and_norm would be ignored: weight_decay is 0. Leave it out, or set weight_decay."
+        )
+    if recipe.schedule == "step" and not recipe.lr_drops and {"schedule", "lr_drops"} & overrides.keys():
+        raise RecipeError(
+            f"{method}: schedule=step without lr_drops would never lower the rate; give the fractions of training at "
+            "which it does, such as lr_drops=0.6,0.8, or set schedule=constant."
+        )

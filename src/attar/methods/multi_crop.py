@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attar.data.images import ImageSpec
+from attar.errors import RecipeError
 from attar.models.backbones import Backbone
 from attar.models.tokens import patch_size
 
@@ -33,6 +35,29 @@ def require_local_size(backbone: Backbone, image: ImageSpec, num_local_views: in
     """
     if num_local_views:
         backbone.require_size(local_view_size(image.size, share, patch_size(backbone)), setting="local_size")
+
+
+def check_local_views(method: str, recipe: Any, image_size: int, side: int) -> None:
+    """Local views of this side, in pixels, are what was asked for, and smaller than global ones of image_size.
+
+    recipe: its num_local_views and local_size count. A side is a whole number of patches, so it is never less than one.
+
+    Raises:
+        RecipeError: they are as large as the global ones, or more than twice as large as asked.
+    """
+    if recipe.num_local_views == 0:
+        return
+    asked = image_size * recipe.local_size
+    if side >= image_size:
+        raise RecipeError(
+            f"{method}: local views would have {side} px, a whole number of patches, and the global ones "
+            f"have {image_size}. Give a smaller local_size, larger images (--image-size), or -s num_local_views=0."
+        )
+    if side > 2 * asked:
+        raise RecipeError(
+            f"{method}: local_size={recipe.local_size:g} of {image_size} px would be {asked:.1f} px, and local views "
+            f"have {side} px at least. Give local_size={side / image_size:g}, or larger images (--image-size)."
+        )
 
 
 def features_of_crops(backbone: Backbone, crops: Sequence[Tensor]) -> Tensor:

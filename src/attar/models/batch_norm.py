@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attar.errors import RecipeError
 from attar.losses.gather import first_own_row, world_size
 
 
@@ -107,6 +108,18 @@ def _synchronised(kind: type) -> type:
 def num_groups(num_images: int, group_size: int) -> int:
     """Groups of about group_size images: at least two, as long as each has two images."""
     return min(max(num_images // group_size, 2), max(num_images // 2, 1))
+
+
+def check_groups(method: str, backbone: Any, given: Collection[str]) -> None:
+    """A group size that a person gave must have batch norms to act on; the heads of these methods have none.
+
+    Raises:
+        RecipeError: the backbone has none either.
+    """
+    if "bn_group_size" in given and not any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        raise RecipeError(
+            f"{method}: bn_group_size would be ignored: {backbone.spec.name} has no batch norm. Leave it out."
+        )
 
 
 def in_groups(network: nn.Module, images: Tensor, group_size: int, *, interleaved: bool) -> Any:

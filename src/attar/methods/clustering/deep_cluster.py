@@ -42,8 +42,8 @@ from attar.data.images import ImageSpec
 from attar.errors import RecipeError
 from attar.losses import gather_rows, own_share, prototype_cross_entropy
 from attar.losses.inputs import full_precision
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
-from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
+from attar.methods.multi_crop import check_local_views, features_of_crops, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -68,6 +68,11 @@ class DeepClusterRecipe(Recipe):
     local_size: float = 96 / 224  # side of a local view, as a share of the image's
     colour_strength: float = 1.0  # s: jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s, as SimCLR
     blur: float = 0.5  # probability
+
+    used_with = {
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 RECIPES = {
@@ -116,6 +121,7 @@ def views(recipe: DeepClusterRecipe, image: ImageSpec, patch_size: int = 1) -> M
         )
 
     local_size = local_view_size(image.size, recipe.local_size, patch_size)
+    check_local_views("deep_cluster", recipe, image.size, local_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * 2,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,

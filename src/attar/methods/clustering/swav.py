@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows, own_share, sinkhorn, swapped_prediction
 from attar.losses.inputs import full_precision
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
-from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, with_own_group
+from attar.methods.multi_crop import check_local_views, features_of_crops, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue
@@ -77,6 +77,14 @@ class SwAVRecipe(Recipe):
     local_size: float = 96 / 224  # side of a local view, as a share of the image's
     colour_strength: float = 1.0  # s: jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s, as SimCLR
     blur: float = 0.5  # probability
+
+    used_with = {
+        "queue_start_fraction": above("queue_length"),
+        "projector_hidden_dim": above("projector_layers", 1),
+        "head_batch_norm": above("projector_layers", 1),
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 RECIPES = {
@@ -161,6 +169,7 @@ def views(recipe: SwAVRecipe, image: ImageSpec, patch_size: int = 1) -> MakeMult
         )
 
     local_size = local_view_size(image.size, recipe.local_size, patch_size)
+    check_local_views("swav", recipe, image.size, local_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * 2,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,

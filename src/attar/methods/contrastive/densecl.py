@@ -37,7 +37,7 @@ from attar.errors import RecipeError
 from attar.losses import gather_rows, info_nce
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
 from attar.models.backbones import Backbone
-from attar.models.batch_norm import in_groups
+from attar.models.batch_norm import check_groups, in_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -126,6 +126,7 @@ class DenseCL(Method):
     def __init__(self, recipe: DenseCLRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         cell_width = _cell_width(backbone)
+        check_groups("densecl", backbone, recipe.given)
         self.backbone = backbone
         hidden, width = recipe.projector_hidden_dim or backbone.num_features, recipe.projector_dim
         self.projector = MLP([backbone.num_features, hidden, width], norm=None)

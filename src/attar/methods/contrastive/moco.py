@@ -36,9 +36,9 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows, info_nce
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
 from attar.models.backbones import Backbone
-from attar.models.batch_norm import in_groups
+from attar.models.batch_norm import check_groups, in_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -63,6 +63,8 @@ class MoCoRecipe(Recipe):
     jitter_probability: float = 0.8  # v1: 1
     grey_before_jitter: bool = False  # v1 True: the order of its published code
     blur: float  # probability; v1 0, v2 0.5
+
+    used_with = {"projector_hidden_dim": above("projector_layers", 1)}
 
 
 RECIPES = {
@@ -137,6 +139,7 @@ class MoCo(Method):
 
     def __init__(self, recipe: MoCoRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        check_groups("moco", backbone, recipe.given)
         self.backbone = backbone
         hidden = [recipe.projector_hidden_dim or backbone.num_features] * (recipe.projector_layers - 1)
         self.projector = MLP([backbone.num_features, *hidden, recipe.projector_dim], norm=None)

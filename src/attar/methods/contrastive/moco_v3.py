@@ -40,8 +40,9 @@ from typing import Any
 from torch import nn
 
 from attar.data.images import ImageSpec
+from attar.errors import RecipeError
 from attar.losses import info_nce
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, without_decay
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, without_decay
 from attar.methods.momentum import cosine_to_one
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -66,6 +67,8 @@ class MoCoV3Recipe(Recipe):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # published command; ResNet-50: (0.2, 1)
     blur: tuple[float, float] = (1.0, 0.1)  # probability in view 1 and 2; BYOL's
     solarise: tuple[float, float] = (0.0, 0.2)  # probability in view 1 and 2; BYOL's
+
+    used_with = {"projector_hidden_dim": above("projector_layers", 1)}
 
 
 RECIPES = {
@@ -148,8 +151,14 @@ class MoCoV3(Method):
     def __init__(self, recipe: MoCoV3Recipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         self.backbone = backbone
-        if recipe.freeze_patches:
-            _freeze_patch_projection(backbone)
+        projection = _patch_projection(backbone)
+        if projection is None and "freeze_patches" in recipe.given:
+            raise RecipeError(
+                f"moco_v3: freeze_patches would be ignored: {backbone.spec.name} has no patch projection to freeze. "
+                "Leave it out, or take a vision transformer, such as --backbone vit_small_patch16_224."
+            )
+        if projection is not None and recipe.freeze_patches:
+            projection.requires_grad_(False)
         hidden = [recipe.projector_hidden_dim] * (recipe.projector_layers - 1)
         width = recipe.projector_dim
         self.projector = MLP(
@@ -185,11 +194,10 @@ class MoCoV3(Method):
         return without_decay(self, "pos_embed")
 
 
-def _freeze_patch_projection(backbone: Backbone) -> None:
+def _patch_projection(backbone: Backbone) -> nn.Conv2d | None:
     """Of timm's transformers, whose patch embedding is a convolution without overlap; convnets have none."""
     projection = getattr(getattr(backbone.network, "patch_embed", None), "proj", None)
-    if isinstance(projection, nn.Conv2d):
-        projection.requires_grad_(False)
+    return projection if isinstance(projection, nn.Conv2d) else None
 
 
 METHOD = MoCoV3

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows, info_nce
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue
@@ -60,6 +60,8 @@ class NNCLRRecipe(Recipe):
     predictor_hidden_dim: int = 4096
     colour_strength: float  # s of SimCLR's jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s; ImageNet 1, CIFAR-10 0.5: see above
     blur: float  # probability; ImageNet 0.5, CIFAR-10 none: see above
+
+    used_with = {"projector_hidden_dim": above("projector_layers", 1)}
 
 
 RECIPES = {

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows, nt_xent
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
@@ -58,6 +58,11 @@ class SimCLRRecipe(Recipe):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix A: area share of the crops
     colour_strength: float  # s of appendix A: jitter 0.8 s, 0.8 s, 0.8 s, 0.2 s. ImageNet 1, CIFAR-10 0.5 (B.9)
     blur: float  # probability; appendix A: 0.5 for ImageNet, none for CIFAR-10
+
+    used_with = {
+        "projector_hidden_dim": above("projector_layers", 1),
+        "memory_momentum": above("memory_length"),
+    }
 
 
 V2 = SimCLRRecipe(  # arXiv:2006.10029, section 3.1; temperature and decay: published ImageNet command

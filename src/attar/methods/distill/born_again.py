@@ -38,7 +38,7 @@ from torch import Tensor
 
 from attar.errors import RecipeError
 from attar.losses import confidence_weighted_cross_entropy
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above, one_of
 from attar.methods.distill.labelled import require_same_network
 from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
@@ -59,6 +59,12 @@ class BornAgainRecipe(SupervisedRecipe):
     weighted_by_confidence: bool = False  # CWTM, section 3.2
     permuted: bool = False  # DKPP, section 3.2
     teacher_output: Literal["logits"] = "logits"
+
+    used_with = {
+        "weighted_by_confidence": above("label_weight"),
+        "label_smoothing": one_of("weighted_by_confidence", False),
+        "permuted": above("teacher_weight"),
+    }
 
 
 PAPER = BornAgainRecipe(  # CIFAR, section 4: as szagoruyko/wide-residual-networks: scripts/train_cifar.sh, train.lua

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.losses import feature_hint, kl_divergence
-from attar.methods.base import Method, Progress, Setup, StepOutput, Trained
+from attar.methods.base import Method, Progress, Setup, StepOutput, Trained, above
 from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone, cut_at_exit
 from attar.models.early_exit import Branch, exits_of
@@ -59,6 +59,8 @@ class BYOTRecipe(SupervisedRecipe):
     temperature: float = 3.0  # T, both codes
     hint_weight: float = 0.03  # h; authors' later code, as a mean over images: see above
     deepest_weight: float = 1.0  # d, of the deepest cross-entropy; most cited code 1 - a
+
+    used_with = {"temperature": above("distillation_weight")}
 
 
 PAPER = BYOTRecipe(  # CIFAR-100; the schedule is that of the most cited code

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from attar.data.images import ImageSpec
 from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
 from attar.methods.anchors import teacher_says
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, one_of
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
@@ -58,6 +58,8 @@ class CompRessRecipe(Recipe):
     teacher_output: Literal["auto", "embedding", "features"] = "features"  # section 4: after the pooling, no head
     teacher_views: int = 0  # 0: the teacher runs in every step; n: n views per image, computed once and repeated
     crop_scale: tuple[float, float] = (0.08, 1.0)  # published code: crop and flip, nothing else
+
+    used_with = {"momentum": one_of("own_queue", True)}
 
 
 TWO = CompRessRecipe(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from attar.losses import gather_rows, nce, nce_partition
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.distill.labelled import PHOTO, SMALL, LabelledRecipe, distilled, labelled_network, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -47,6 +47,13 @@ class CRDRecipe(LabelledRecipe):
     contrast_temperature: float = 0.07  # tau; published code; the paper 0.1
     bank_momentum: float = 0.5  # published code
     projector_dim: int = 128  # E; published code
+
+    used_with = {
+        "num_negatives": above("contrast_weight"),
+        "contrast_temperature": above("contrast_weight"),
+        "bank_momentum": above("contrast_weight"),
+        "projector_dim": above("contrast_weight"),
+    }
 
 
 RELEASED = CRDRecipe(**SMALL, ce_weight=1.0, kd_weight=0.0)  # RepDistiller: -r 1 -a 0 -b 0.8

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 
 from attar.data.images import ImageSpec
 from attar.losses import kl_divergence, mean_discrepancy
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.supervised.supervised import SupervisedRecipe, labelled_view
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -50,6 +50,8 @@ class DDGSDRecipe(SupervisedRecipe):
     distillation_weight: float = 1.0  # w: lambda of the paper
     discrepancy_weight: float = 5e-4  # mu of the paper, from 1e-4 in a summary of it; released: dead, see above
     temperature: float = 3.0  # T; released: 4
+
+    used_with = {"temperature": above("distillation_weight")}
 
 
 PAPER = DDGSDRecipe(  # CIFAR: youngerous/ddgsd-pytorch; the batch from memory

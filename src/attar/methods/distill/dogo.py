@@ -43,7 +43,7 @@ from torch import Tensor
 
 from attar.data.images import ImageSpec
 from attar.losses import negative_cosine, nt_xent, peer_similarity
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained, one_of
 from attar.models.backbones import Backbone, build_backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -69,6 +69,11 @@ class DoGoRecipe(Recipe):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     colour_strength: float = 0.5  # times jitter 0.8, 0.8, 0.8, 0.2; SimCLR's for CIFAR-10, and 1 for photographs
     blur: float = 0.0  # probability
+
+    used_with = {
+        "temperature": one_of("objective", "nt_xent"),
+        "predictor_hidden_dim": one_of("objective", "simsiam"),
+    }
 
 
 PAPER = DoGoRecipe(  # published template (NeurAI-Lab/DoGo, branch dogo), with the cosine schedule that was meant

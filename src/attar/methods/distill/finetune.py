@@ -29,7 +29,7 @@ from torch import nn
 from attar.data.images import Images, ImageSpec
 from attar.data.splits import labelled_share
 from attar.errors import RecipeError
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, below
 from attar.methods.supervised.supervised import labelled_view
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -45,6 +45,8 @@ class FinetuneRecipe(Recipe):
     label_fraction: float = 1.0  # of each class; section 4: 0.01, 0.1 and 1
     label_seed: int = 0  # which of them
     crop_scale: tuple[float, float] = (0.08, 1.0)  # appendix: crop and mirror alone
+
+    used_with = {"label_seed": below("label_fraction", 1)}
 
 
 RECIPES = {

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.distill.labelled import PHOTO, SMALL, LabelledRecipe, distilled, labelled_network, views
 from attar.methods.distill.stages import chosen
 from attar.models.backbones import Backbone
@@ -43,6 +43,11 @@ class FitNetRecipe(LabelledRecipe):
     hint_fraction: float = 0.0  # share of training with hints alone; 0: hints throughout
     student_stage: str | None = None  # guided layer; None: the middle one
     teacher_stage: str | None = None  # hint layer; section 3.1: the middle one
+
+    used_with = {
+        "student_stage": above("hint_weight"),
+        "teacher_stage": above("hint_weight"),
+    }
 
 
 RECIPES = {

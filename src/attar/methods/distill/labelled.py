@@ -16,7 +16,7 @@ from torch import Tensor
 from attar.data.images import ImageSpec
 from attar.errors import RecipeError
 from attar.losses import kl_divergence
-from attar.methods.base import Recipe, Setup, StepOutput
+from attar.methods.base import Recipe, Setup, StepOutput, above, one_of
 from attar.methods.supervised.supervised import labelled_view
 from attar.models.backbones import Backbone
 from attar.models.teachers import FrozenTeacher, Teacher, check_classes
@@ -33,6 +33,11 @@ class LabelledRecipe(Recipe):
     teacher_output: Literal["logits"] = "logits"  # the teacher was trained with labels
     crop: Literal["resized", "padded"] = "padded"  # resized: a random share of the image; padded: shifted by 1/8
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the resized crop
+
+    used_with = {
+        "temperature": above("kd_weight"),
+        "crop_scale": one_of("crop", "resized"),
+    }
 
 
 PHOTO: dict[str, Any] = dict(  # He et al. 2016, as `supervised`

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attar.losses import gather_rows
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -53,6 +53,8 @@ class PSKDRecipe(SupervisedRecipe):
 
     own_share: float = 0.8  # a_end, section 4.1: weight of the network's own prediction in the last epoch
     table_precision: Literal["fp16", "fp32"] = "fp16"
+
+    used_with = {"table_precision": above("own_share")}
 
 
 PAPER = PSKDRecipe(  # CIFAR-100, section 4.1

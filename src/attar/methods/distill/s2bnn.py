@@ -45,9 +45,9 @@ from torch import Tensor, nn
 from attar.data.images import ImageSpec
 from attar.errors import RecipeError
 from attar.losses import gather_rows, info_nce, soft_cross_entropy
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
 from attar.models.backbones import Backbone
-from attar.models.batch_norm import in_groups
+from attar.models.batch_norm import check_groups, in_groups
 from attar.models.heads import MLP
 from attar.models.momentum import MomentumTeacher
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -73,6 +73,12 @@ class S2BNNRecipe(Recipe):
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_probability: float = 0.6
     blur: float = 0.2  # probability
+
+    used_with = {
+        "queue_length": above("contrastive_weight"),
+        "momentum": above("contrastive_weight"),
+        "bn_group_size": above("contrastive_weight"),
+    }
 
 
 DISTILLATION = S2BNNRecipe(  # published code (szq0214/S2-BNN)
@@ -120,6 +126,7 @@ class S2BNN(Method):
         teacher = setup.require_teacher("s2bnn", backbone)
         if not recipe.distillation_weight + recipe.contrastive_weight > 0:
             raise RecipeError("s2bnn: distillation_weight and contrastive_weight are both 0; nothing would be learnt.")
+        check_groups("s2bnn", backbone, recipe.given)
         self.backbone = backbone
         width = teacher.num_features_out
         self.projector = MLP(

@@ -45,8 +45,8 @@ from attar.data.images import ImageSpec
 from attar.errors import RecipeError
 from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
 from attar.methods.anchors import probability_of, teacher_says
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
-from attar.methods.multi_crop import local_view_size, require_local_size
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
+from attar.methods.multi_crop import check_local_views, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue, warn_of_long_queue
@@ -72,6 +72,11 @@ class SEEDRecipe(Recipe):
     crop_scale: tuple[float, float] = (0.2, 1.0)  # of MoCo v2, as all of the augmentation
     colour_strength: float = 1.0  # times jitter 0.4, 0.4, 0.4, 0.1
     blur: float = 0.5  # probability
+
+    used_with = {
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 PAPER = SEEDRecipe(  # section 4.1 and published code (jacobswan1/SEED, main.py)
@@ -114,7 +119,9 @@ def views(recipe: SEEDRecipe, image: ImageSpec, patch_size: int = 1) -> MakeOneV
         return MakeOneView(view)
     if recipe.teacher_views:
         raise RecipeError("seed: teacher_views keeps the answers to one view an image; leave out num_local_views.")
-    local = replace(view, size=local_view_size(image.size, recipe.local_size, patch_size), scale=recipe.local_scale)
+    local_size = local_view_size(image.size, recipe.local_size, patch_size)
+    check_local_views("seed", recipe, image.size, local_size)
+    local = replace(view, size=local_size, scale=recipe.local_scale)
     return MakeMultiCrop(global_views=[view], local_views=[local] * recipe.num_local_views)
 
 

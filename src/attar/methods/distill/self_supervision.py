@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attar.data.images import ImageSpec
 from attar.losses import first_own_row, gather_rows
-from attar.methods.base import Recipe
+from attar.methods.base import Recipe, one_of
 from attar.methods.supervised.supervised import labelled_view
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -37,6 +37,11 @@ class TaskRecipe(Recipe):
     teacher_output: Literal["logits"] = "logits"  # the teacher was trained with labels
     crop: Literal["resized", "padded"] = "padded"  # resized: a random share of the image; padded: shifted by 1/8
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the resized crop
+
+    used_with = {
+        "transformations": one_of("task", "contrastive"),
+        "crop_scale": one_of("crop", "resized"),
+    }
 
 
 def settings_in_common(recipe: TaskRecipe) -> dict[str, Any]:

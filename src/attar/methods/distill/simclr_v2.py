@@ -41,7 +41,7 @@ from attar.data.images import Images, ImageSpec
 from attar.data.splits import labelled_share
 from attar.errors import RecipeError
 from attar.losses import soft_cross_entropy
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, below
 from attar.methods.supervised.supervised import labelled_view
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -60,6 +60,11 @@ class SimCLRv2Recipe(Recipe):
     teacher_output: Literal["logits"] = "logits"  # of the classifier it was fine-tuned with
     teacher_views: int = 0  # 0: the teacher runs in every step; n: n views per image, computed once and repeated
     crop_scale: tuple[float, float] = (0.08, 1.0)  # crop and mirror alone
+
+    used_with = {
+        "label_fraction": above("label_weight"),
+        "label_seed": below("label_fraction", 1),
+    }
 
 
 PAPER = SimCLRv2Recipe(  # as in pretraining (section 3.1), for 400 epochs

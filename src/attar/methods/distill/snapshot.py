@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attar.losses import soft_cross_entropy
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.supervised.supervised import SupervisedRecipe, views
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -49,6 +49,11 @@ class SnapshotRecipe(SupervisedRecipe):
 
     distillation_weight: float = 1.0  # w
     teacher_temperature: float = 2.0  # T, 2 to 3 (from memory)
+
+    used_with = {
+        "distillation_weight": above("num_cycles", 1),
+        "teacher_temperature": above("distillation_weight"),
+    }
 
 
 PAPER = SnapshotRecipe(  # CIFAR-100: DefangChen/Self-KD; cycles of 60 epochs from memory

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from attar.errors import RecipeError
 from attar.losses import error_rank_gate, kl_divergence
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.distill.labelled import SMALL, LabelledRecipe, distilled, labelled_network
 from attar.methods.distill.self_supervision import (
     TaskRecipe,
@@ -62,6 +62,13 @@ class SSKDRecipe(LabelledRecipe, TaskRecipe):
     self_supervision_weight: float = 10.0
     self_supervision_temperature: float = 0.5  # tau, for cosines; the logits of rotation and jigsaw want 4 (ours)
     keep_wrong: float = 0.75  # of SS
+
+    used_with = {
+        "transformed_temperature": above("transformed_weight"),
+        "transformed_keep_wrong": above("transformed_weight"),
+        "self_supervision_temperature": above("self_supervision_weight"),
+        "keep_wrong": above("self_supervision_weight"),
+    }
 
 
 RELEASED = SSKDRecipe(**SMALL, ce_weight=0.1, kd_weight=0.9, flip=0.0)  # xuguodong03/SSKD, student.py

@@ -38,7 +38,7 @@ from torch import nn
 
 from attar.errors import RecipeError
 from attar.losses import cosine_margin
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, one_of
 from attar.methods.distill.labelled import labelled_network, require_same_network
 from attar.methods.distill.self_supervision import TaskRecipe, task_head, task_scores, views
 from attar.models.backbones import Backbone
@@ -53,6 +53,11 @@ class SSKDTeacherRecipe(TaskRecipe):
 
     temperature: float = 1.0  # of contrastive; published code: none
     margin: float = 0.5  # of exemplar; ours
+
+    used_with = {
+        "temperature": one_of("task", "contrastive"),
+        "margin": one_of("task", "exemplar"),
+    }
 
 
 RELEASED = SSKDTeacherRecipe(  # xuguodong03/SSKD, teacher.py

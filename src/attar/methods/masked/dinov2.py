@@ -46,8 +46,9 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows, koleo, masked_distillation, sinkhorn
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, one_of
 from attar.methods.momentum import cosine_to_one
+from attar.methods.multi_crop import check_local_views
 from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
 from attar.models.heads import DINOHead
@@ -84,6 +85,15 @@ class DINOv2Recipe(Recipe):
     local_scale: tuple[float, float] = (0.05, 0.32)
     local_size: float = 96 / 224  # side of a local view, as a share of the image's
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # probability in global view 1, 2, local views
+
+    used_with = {
+        "sinkhorn_iterations": one_of("centring", "sinkhorn"),
+        "centre_momentum": one_of("centring", "softmax"),
+        "teacher_temperature_start": above("teacher_temperature_fraction"),
+        "mask_ratio": above("mask_probability"),
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 RECIPES = {
@@ -164,7 +174,9 @@ def views(recipe: DINOv2Recipe, image: ImageSpec, patch_size: int = 16) -> MakeM
         )
 
     grid = grid_of(image.size, patch_size, "dinov2")
-    local = augmentation(recipe.local_scale, max(round(grid * recipe.local_size), 1) * patch_size, recipe.blur[2], 0.0)
+    local_size = max(round(grid * recipe.local_size), 1) * patch_size
+    check_local_views("dinov2", recipe, image.size, local_size)
+    local = augmentation(recipe.local_scale, local_size, recipe.blur[2], 0.0)
     return MakeMaskedMultiCrop(
         global_views=[
             augmentation(recipe.global_scale, image.size, recipe.blur[0], 0.0),

@@ -40,8 +40,9 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows, masked_distillation
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, with_own_group
 from attar.methods.momentum import cosine_to_one
+from attar.methods.multi_crop import check_local_views
 from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
 from attar.models.heads import DINOHead
@@ -73,6 +74,13 @@ class IBOTRecipe(Recipe):
     local_scale: tuple[float, float] = (0.05, 0.25)
     local_size: float = 96 / 224  # side of a local view, as a share of the image's
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # probability in global view 1, 2, local views
+
+    used_with = {
+        "teacher_temperature_start": above("teacher_temperature_fraction"),
+        "mask_ratio": above("mask_probability"),
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 RECIPES = {
@@ -132,7 +140,9 @@ def views(recipe: IBOTRecipe, image: ImageSpec, patch_size: int = 16) -> MakeMas
         )
 
     grid = grid_of(image.size, patch_size, "ibot")
-    local = augmentation(recipe.local_scale, max(round(grid * recipe.local_size), 1) * patch_size, recipe.blur[2], 0.0)
+    local_size = max(round(grid * recipe.local_size), 1) * patch_size
+    check_local_views("ibot", recipe, image.size, local_size)
+    local = augmentation(recipe.local_scale, local_size, recipe.blur[2], 0.0)
     return MakeMaskedMultiCrop(
         global_views=[
             augmentation(recipe.global_scale, image.size, recipe.blur[0], 0.0),

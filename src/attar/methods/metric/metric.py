@@ -49,7 +49,7 @@ from attar.losses import (
     n_pair,
     triplet,
 )
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, one_of
 from attar.methods.supervised.supervised import labelled_view
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -65,7 +65,7 @@ PROXY_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "proxy_nca": ("ProxyNCALoss", {}),
     "soft_triple": ("SoftTripleLoss", {"centers_per_class": 10}),
 }
-WITHOUT_MARGIN = ("n_pair", "center", "proxy_nca")
+WITH_MARGIN = ("contrastive_pair", "triplet", "sphereface", "cosface", "arcface", "soft_triple")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,15 @@ class MetricRecipe(Recipe):
     projector_dim: int | None = None  # width of a linear layer to the embedding; None: the features are the embedding
     crop: Literal["resized", "padded"] = "resized"
     crop_scale: tuple[float, float] = (0.16, 1.0)  # of the resized crop; KevinMusgrave/powerful-benchmarker: configs/
+
+    used_with = {
+        "margin": one_of("loss", *WITH_MARGIN),
+        "mining": one_of("loss", "triplet"),
+        "center_weight": one_of("loss", "center"),
+        "center_rate": one_of("loss", "center"),
+        "norm_weight": one_of("loss", "n_pair"),
+        "crop_scale": one_of("crop", "resized"),
+    }
 
 
 TRIPLET = MetricRecipe(  # ours: as `supervised` at half its rate, falling by a cosine; the loss: FaceNet
@@ -132,7 +141,8 @@ class Metric(Method):
 
     def __init__(self, recipe: MetricRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
-        check_used(recipe)
+        if recipe.margin is not None and not recipe.margin > 0:
+            raise RecipeError(f"metric: margin={recipe.margin} is not accepted; give a number above 0.")
         self.backbone = backbone
         width, num_classes = backbone.num_features, setup.images.num_classes
         if recipe.projector_dim is not None:
@@ -184,21 +194,6 @@ class Metric(Method):
             z, labels = (gather_rows(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
             self.centres += self.recipe.center_rate * center_steps(z, labels, self.centres)
             self._seen.clear()
-
-
-def check_used(recipe: MetricRecipe) -> None:
-    """A setting that the chosen loss would ignore is an error."""
-    ignored = {
-        "margin": recipe.margin is not None and recipe.loss in WITHOUT_MARGIN,
-        "mining": recipe.mining != "semihard" and recipe.loss != "triplet",
-        "center_weight": recipe.center_weight != MetricRecipe.center_weight and recipe.loss != "center",
-        "center_rate": recipe.center_rate != MetricRecipe.center_rate and recipe.loss != "center",
-        "norm_weight": recipe.norm_weight != MetricRecipe.norm_weight and recipe.loss != "n_pair",
-    }
-    for name in (name for name, bad in ignored.items() if bad):
-        raise RecipeError(f"metric: {name}={getattr(recipe, name)} would be ignored: loss={recipe.loss} has none.")
-    if recipe.margin is not None and not recipe.margin > 0:
-        raise RecipeError(f"metric: margin={recipe.margin} is not accepted; give a number above 0.")
 
 
 def proxy_loss(recipe: MetricRecipe, num_classes: int, width: int) -> nn.Module:

@@ -46,7 +46,7 @@ from torch.func import functional_call
 
 from attar.data.images import ImageSpec
 from attar.losses import weighted_mse
-from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput, with_own_group
+from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput, above, one_of, with_own_group
 from attar.models.backbones import Backbone
 from attar.models.upsampler import Upsampler, map_of
 from attar.views.augmentation import Augmentation
@@ -69,6 +69,13 @@ class InpaintingRecipe(Recipe):
     discriminator_dim: int = 64  # published code
     blot_cells: int = 8  # of the noise blots are made of; published code: 0.06 of 128 px
     crop_scale: tuple[float, float]
+
+    used_with = {
+        "overlap_weight": above("overlap"),
+        "discriminator_lr_scale": above("adversarial_weight"),
+        "discriminator_dim": above("adversarial_weight"),
+        "blot_cells": one_of("region", "random"),
+    }
 
 
 RECIPES = {

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attar.data.images import ImageSpec
-from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput, one_of
 from attar.models.backbones import Backbone
 from attar.views.augmentation import Augmentation, RandomCropPad
 from attar.views.batches import Rotated
@@ -42,6 +42,8 @@ class RotationRecipe(Recipe):
 
     crop: Literal["resized", "padded"]  # resized: a random share of the image; padded (CIFAR-10): shifted by 1/8
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the resized crop. Too small a share hides what is up
+
+    used_with = {"crop_scale": one_of("crop", "resized")}
 
 
 RECIPES = {

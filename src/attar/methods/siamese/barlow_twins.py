@@ -29,7 +29,7 @@ from torch import nn
 
 from attar.data.images import ImageSpec
 from attar.losses import barlow_twins_terms
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -49,6 +49,8 @@ class BarlowTwinsRecipe(Recipe):
     bias_lr_scale: float = 1.0  # learning rate of biases and norm parameters, as a share; section 2.2: 0.0048 / 0.2
     blur: tuple[float, float]  # probability in view 1 and 2; section 2.2: BYOL's
     solarise: tuple[float, float] = (0.0, 0.2)  # probability in view 1 and 2; section 2.2: BYOL's
+
+    used_with = {"projector_hidden_dim": above("projector_layers", 1)}
 
 
 RECIPES = {

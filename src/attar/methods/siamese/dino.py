@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, with_own_group
 from attar.methods.momentum import cosine_to_one
-from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
+from attar.methods.multi_crop import check_local_views, features_of_crops, local_view_size, require_local_size
 from attar.methods.temperature import rising_temperature
 from attar.models.backbones import Backbone
 from attar.models.heads import DINOHead
@@ -71,6 +71,12 @@ class DINORecipe(Recipe):
     local_scale: tuple[float, float] = (0.05, 0.4)  # area share
     local_size: float = 96 / 224  # side of a local view, as a share of the image's
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # probability in global view 1, 2, local views; BYOL's
+
+    used_with = {
+        "teacher_temperature_start": above("teacher_temperature_fraction"),
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 RECIPES = {
@@ -166,6 +172,7 @@ def views(recipe: DINORecipe, image: ImageSpec, patch_size: int = 1) -> MakeMult
         )
 
     local_size = local_view_size(image.size, recipe.local_size, patch_size)
+    check_local_views("dino", recipe, image.size, local_size)
     local = augmentation(recipe.local_scale, local_size, recipe.blur[2], 0.0)
     return MakeMultiCrop(
         global_views=[

@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from attar.data.images import ImageSpec
+from attar.errors import RecipeError
 from attar.losses import sigreg
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
-from attar.methods.multi_crop import features_of_crops, local_view_size, require_local_size
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
+from attar.methods.multi_crop import check_local_views, features_of_crops, local_view_size, require_local_size
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -61,6 +62,11 @@ class LeJEPARecipe(Recipe):
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # published settings
     blur: float = 0.5  # probability, all views; published settings
     solarise: float = 0.2  # probability, all views; published settings
+
+    used_with = {
+        "local_scale": above("num_local_views"),
+        "local_size": above("num_local_views"),
+    }
 
 
 RECIPES = {
@@ -145,6 +151,7 @@ def views(recipe: LeJEPARecipe, image: ImageSpec, patch_size: int = 1) -> MakeMu
         )
 
     local_size = local_view_size(image.size, recipe.local_size, patch_size)
+    check_local_views("lejepa", recipe, image.size, local_size)
     return MakeMultiCrop(
         global_views=[augmentation(recipe.global_scale, image.size)] * recipe.num_global_views,
         local_views=[augmentation(recipe.local_scale, local_size)] * recipe.num_local_views,
@@ -161,6 +168,11 @@ class LeJEPA(Method):
     def __init__(self, recipe: LeJEPARecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
         require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
+        if recipe.num_global_views + recipe.num_local_views < 2:
+            raise RecipeError(
+                f"lejepa: num_global_views={recipe.num_global_views} and num_local_views={recipe.num_local_views} make "
+                "one view of an image, and there is no other to predict; give two or more in all."
+            )
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim
         self.projector = MLP([backbone.num_features, hidden, hidden, recipe.projector_dim], norm="batch")

@@ -30,7 +30,7 @@ from torch import nn
 
 from attar.data.images import ImageSpec
 from attar.losses import negative_cosine
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, with_own_group
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, with_own_group
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation
@@ -48,6 +48,8 @@ class SimSiamRecipe(Recipe):
     predictor_hidden_dim: int = 512  # section 3: a bottleneck of a quarter of the embedding
     crop_scale: tuple[float, float] = (0.2, 1.0)  # published code
     blur: float  # probability; published code: 0.5; CIFAR-10, as PatrickHua/SimSiam has it: none
+
+    used_with = {"projector_hidden_dim": above("projector_layers", 1)}
 
 
 RECIPES = {

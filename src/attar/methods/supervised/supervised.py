@@ -22,7 +22,7 @@ from typing import Literal
 import torch.nn.functional as F
 
 from attar.data.images import ImageSpec
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, one_of
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.views.augmentation import Augmentation, RandomCropPad
@@ -37,6 +37,8 @@ class SupervisedRecipe(Recipe):
     crop: Literal["resized", "padded"]  # resized: a random share of the image; padded (CIFAR): shifted by 1/8
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the resized crop
     label_smoothing: float = 0.0  # Szegedy et al. 0.1
+
+    used_with = {"crop_scale": one_of("crop", "resized")}
 
 
 RECIPES = {
