@@ -305,7 +305,7 @@ def test_every_recipe_of_the_catalogue_is_within_the_ranges():
     for method in CATALOGUE:
         for recipe in load(method).RECIPES.values():
             for name, value in asdict(recipe).items():
-                _check_range(method, name, value)
+                _check_range(method, name, value, default=getattr(type(recipe), name, None))
 
 
 @pytest.mark.parametrize(
