@@ -21,7 +21,8 @@ from attar.train.sharding import blocks
 METHODS = {
     "moco": dict(settings={"queue_length": 512}),  # SGD, a queue, a momentum teacher
     "dino": dict(settings={"num_prototypes": 64}),  # AdamW, every tensor clipped, a frozen layer, a centre
-    "swav": dict(settings={"num_prototypes": 64, "num_local_views": 2, "optimiser": "lars"}),
+    # local views, which have 16 px at least
+    "swav": dict(settings={"num_prototypes": 64, "num_local_views": 2, "optimiser": "lars"}, image_size=20),
 }
 COMMON = dict(
     backbone="resnet8", image_size=8, epochs=1, batch_size=256, precision="fp32", lr=0.01, progress=False, device="cpu"
@@ -40,7 +41,7 @@ def train_both_ways(rank: int, out: str) -> None:
     sharding.Sharded.__init__.__kwdefaults__["block"] = 1000
     for method, options in METHODS.items():
         for way, shard in (("sharded", True), ("copies", False)):
-            stages.pretrain("digits", out=Path(out) / way / method, method=method, shard=shard, **COMMON, **options)
+            stages.pretrain("digits", out=Path(out) / way / method, method=method, shard=shard, **{**COMMON, **options})
 
 
 @pytest.mark.slow
