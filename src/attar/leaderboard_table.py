@@ -259,6 +259,7 @@ def plot(board: Leaderboard, path: Path) -> None:
     figure = Figure(figsize=(8, 1.4 + 0.28 * max(len(lines), 6)), layout="constrained")
     axes = figure.add_subplot()
     marks = {"knn": ("o", "#2b6cb0"), "linear": ("D", "#c05621"), "finetune": ("^", "#2f855a")}
+    better = [board.better(entries) for entries in lines.values()]
     in_legend: dict[str, Any] = {}
     hollow = "not above its untrained network"
     for protocol, (marker, colour) in marks.items():
@@ -269,8 +270,7 @@ def plot(board: Leaderboard, path: Path) -> None:
                 continue
             value, low, high = (100 * statistics.mean(numbers) for numbers in zip(*measured))
             axes.plot([low, high], [row, row], color=colour, linewidth=0.8, alpha=0.6)
-            better = board.better(entries)
-            is_hollow = entries[0].is_method and better != "?" and title not in better.split(", ")
+            is_hollow = entries[0].is_method and better[row] != "?" and title not in better[row].split(", ")
             (point,) = axes.plot([value], [row], marker, color=colour, markerfacecolor="white" if is_hollow else colour)
             in_legend.setdefault(hollow if is_hollow else title, point)
     num_methods = sum(entries[0].is_method for entries in lines.values())
