@@ -18,8 +18,10 @@ from attar.errors import MissingDependency
 logger = logging.getLogger("attar")
 
 IMAGE_SIZE = 64
-TEACHER = "resnet18"
-STUDENT = "resnet20"
+# Read at all stages, by the largest value of each channel: cracks are small and dark areas local. On splits of the
+# training cells that is worth 0.02 of ROC-AUC over the mean of the last map.
+TEACHER = "stages_resnet18"
+STUDENT = "stages_resnet20"
 FRACTIONS = (0.01, 0.05, 0.1, 1.0)
 TEACHER_SHARE = 0.65  # of the training time
 # For about 2,000 grey cells and some minutes: AdamW and small batches (more updates), larger crops and less jitter than

@@ -3,7 +3,7 @@
 Own small nets live in small_nets.py, binary ones in binary.py, small vision transformers in small_vits.py, handcrafted
 features (hog, pixels) in handcrafted.py, everything else is timm's; lab_NAME is two of NAME, one for lightness and one
 for colour, and lightness_NAME is one for lightness alone (lab.py); exit1_NAME is NAME up to its first early exit
-(early_exit.py).
+(early_exit.py); stages_NAME is NAME read at all of its stages (every_stage.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import BackboneError, unknown_name
-from attar.models import binary, early_exit, handcrafted, lab, small_nets, small_vits
+from attar.models import binary, early_exit, every_stage, handcrafted, lab, small_nets, small_vits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +242,7 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     """
     if stem not in ("standard", "small"):
         raise BackboneError(f"--stem {stem!r} is unknown; accepted: standard, small.")
+    name = name.removeprefix(every_stage.PREFIX)
     name = name.removeprefix(lab.prefix_of(name))
     if cut := early_exit.parse(name):
         name = cut[1]
@@ -273,7 +274,7 @@ def build_backbone(
 
     Args:
         name: an own net (small_nets.py, binary.py, small_vits.py), "hog", "pixels", any name of timm, or one of
-            these behind "lab_", "lab3_" or "lightness_".
+            these behind "stages_", "lab_", "lab3_" or "lightness_".
         stem: "small" (3x3 convolution of stride 1, no pooling) for timm's ResNets and their kin on small images.
         pretrained: load timm's published weights, which must be on this machine or reachable.
         drop_path: stochastic depth, for networks that have it.
@@ -282,14 +283,22 @@ def build_backbone(
         BackboneError: unknown name (nearest names), images too small, a stem or weights it does not have.
     """
     spec = BackboneSpec(name=name, channels=channels, image_size=image_size, stem=stem, drop_path=drop_path)
+    options: dict[str, Any] = {
+        "channels": channels,
+        "image_size": image_size,
+        "stem": stem,
+        "pretrained": pretrained,
+        "drop_path": drop_path,
+    }
     check_name(name, stem=stem)
+    if name.startswith(every_stage.PREFIX):
+        whole = build_backbone(name.removeprefix(every_stage.PREFIX), **options)
+        read = every_stage.EveryStage(whole)
+        return Backbone(read, spec, _probe(read, spec).shape[1])
     if lab.prefix_of(name):
         return _build_lab(spec, pretrained)
     if cut := early_exit.parse(name):
-        whole = build_backbone(
-            cut[1], channels=channels, image_size=image_size, stem=stem, pretrained=pretrained, drop_path=drop_path
-        )
-        return cut_at_exit(whole, cut[0])
+        return cut_at_exit(build_backbone(cut[1], **options), cut[0])
     vit = small_vits.build(name, channels=channels, image_size=image_size, drop_path=drop_path)
     network = vit or build_small(name, channels=channels) or handcrafted.build(name, channels, image_size)
     if network is None:

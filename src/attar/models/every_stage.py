@@ -1,0 +1,52 @@
+"""Features out of every stage: stages_resnet18 is resnet18 read at all of its maps instead of the mean of the last.
+
+The largest value of each channel over all positions, one stage after another, from the input to the output. For small
+marks in large images (cracks, spots, defects): a mean over positions drowns them, and the last map is coarse.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import BackboneError
+
+if TYPE_CHECKING:
+    from attar.models.backbones import Backbone
+
+PREFIX = "stages_"
+
+
+class EveryStage(nn.Module):
+    """Images (B, C, H, W) -> features (B, sum of the stages' channels).
+
+    whole: the network whose maps are read; what it does after the last of them is cut off, in place.
+
+    Raises:
+        BackboneError: a network without maps that shrink on the way (vision transformers), or handcrafted features.
+    """
+
+    def __init__(self, whole: Backbone):
+        super().__init__()
+        maps = whole.stages_of_blank()
+        shrink = all(m.ndim == 4 for m in maps.values()) and len({m.shape[-1] for m in maps.values()}) > 1
+        if not shrink or next(whole.parameters(), None) is None:
+            name = whole.spec.name
+            raise BackboneError(f"{PREFIX}{name}: {name} has no maps that shrink on the way. Take a convnet.")
+        network: Any = whole.network
+        if hasattr(network, "prune_intermediate_layers"):  # of timm; weights that get no gradient would stop DDP
+            network.prune_intermediate_layers([len(maps) - 1], prune_norm=True, prune_head=True)
+        self.whole = whole
+
+    def stages_of(self, images: Tensor) -> dict[str, Tensor]:
+        return self.whole.stages(images)
+
+    def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features, and the last of the maps that they are taken from."""
+        maps = list(self.stages_of(images).values())
+        return torch.cat([feature_map.amax(dim=(2, 3)) for feature_map in maps], dim=1), maps[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features_and_map(images)[0]
