@@ -61,6 +61,17 @@ def test_one_image_a_sample(make, shards):
     assert list(open_source(f"shards:{shards}/two.tar").where) == ["two/x"]
 
 
+def test_keys_that_are_not_utf8_keep_their_labels(make, tmp_path):
+    with tarfile.open(tmp_path / "old.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for number, key in enumerate(["caf\udce9-0", "plain-1", "caf\udce9-2"]):
+            for ending, content in (("png", make.encoded(make.picture(number))), ("cls", str(number).encode())):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = open_source(f"shards:{tmp_path}/old.tar", "auto")
+    assert source.labels.tolist() == [0, 1, 2] and source.where[0] == "old/caf\\xe9-0"
+
+
 def test_remote_shards_are_copied_once(shards, own_cache):
     url = f"pipe:cat {shards}/set-000.tar"
     first = load_images(f"shards:{url}", image_size=32)

@@ -55,7 +55,7 @@ def open_shards(pattern: str, labels: str | None) -> Source:
             f"shards:{pattern}: no member or json field {labels!r}; members end in {sorted(index.endings)[:12]}."
         )
     if index.labels and labels is not None:
-        found = _numbers([index.labels.get(key) for key in keys])
+        found = _numbers([index.labels.get(keys.raw(i)) for i in range(len(keys))])
         source.labels, source.classes = encode_labels(found, where=f"shards:{pattern}, {labels}")
     return source
 
@@ -119,13 +119,13 @@ class _Index:
         self.wanted = "cls" if wanted == "auto" else wanted
         self.keys, self.key_ends = bytearray(), array("q")  # as in PathList
         self.places = array("q")  # shard, first byte and number of bytes of each image
-        self.labels: dict[str, Any] = {}
+        self.labels: dict[bytes, Any] = {}  # by the key's exact bytes, which need not be UTF-8
         self.endings: set[str] = set()
 
     def add(self, number: int, shard: Path) -> None:
         try:
             with tarfile.open(shard, "r:") as tar:  # "r:" refuses compressed tars: no random access in them
-                seen: set[str] = set()  # one image a key, as WebDataset has it
+                seen: set[bytes] = set()  # one image a key, as WebDataset has it
                 for member in tar:
                     if member.isfile():
                         self._add_member(tar, member, number, shard, seen)
@@ -133,15 +133,15 @@ class _Index:
             raise DataError(f"{shard} is not a readable, uncompressed .tar: {error}") from None
 
     def _add_member(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo, number: int, shard: Path, seen: set[str]
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, number: int, shard: Path, seen: set[bytes]
     ) -> None:
         folder, _, base = member.name.rpartition("/")
         stem, _, ending = base.partition(".")
-        key, ending = "/".join(filter(None, (shard.stem, folder, stem))), ending.lower()
+        key, ending = os.fsencode("/".join(filter(None, (shard.stem, folder, stem)))), ending.lower()
         self.endings.add(ending)
         if f".{ending}" in image_extensions() and key not in seen:
             seen.add(key)
-            self.keys += os.fsencode(key)
+            self.keys += key
             self.key_ends.append(len(self.keys))
             self.places.extend((number, member.offset_data, member.size))
         elif self.wanted is not None and ending == self.wanted:
