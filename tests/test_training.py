@@ -84,9 +84,15 @@ def test_the_usual_recipe_is_for_the_images_size_and_the_kind_of_network(method,
 @pytest.mark.parametrize(
     ("method", "backbone", "size", "settings", "text"),
     [
-        ("pirl", "vit_micro_p8", 32, {}, "12 x 12 pixels; use another patch_scale.*divisible by patch size"),
-        ("cpc", "vit_micro_p4", 32, {}, "10 x 10 pixels; use another num_rows.*divisible by patch size"),
-        ("swav", "alexnet", 64, {"num_local_views": 2, "local_size": 0.5}, "32 x 32 pixels; use another local_size"),
+        ("pirl", "vit_micro_p8", 32, {}, "12 x 12 pixels; use another patch_scale, or --image-size.*multiple of 8"),
+        ("cpc", "vit_micro_p4", 32, {}, "10 x 10 pixels; use another num_rows, or --image-size.*multiple of 4"),
+        (
+            "swav",
+            "alexnet",
+            64,
+            {"num_local_views": 2, "local_size": 0.5},
+            "32 x 32 pixels; use another local_size, a larger --image-size",
+        ),
     ],
 )
 def test_pieces_that_the_network_cannot_take_are_refused_and_leave_no_run(

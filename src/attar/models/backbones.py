@@ -99,12 +99,20 @@ class Backbone(nn.Module):
         """For methods that show it pieces of images: does it take squares of this many pixels?
 
         Raises:
-            BackboneError: if not, naming the setting that makes them larger.
+            BackboneError: if not, naming the setting that makes them larger, or a multiple of its patches.
         """
         try:
             with evaluation_mode(self), torch.no_grad():
                 self(self._blank(side))
         except Exception as error:  # any shape mismatch inside the network
+            from attar.models.tokens import patch_size
+
+            patch = patch_size(self)
+            if side % patch:
+                raise BackboneError(
+                    f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use another {setting}, or "
+                    f"--image-size, so that they are a multiple of {patch}, the side of its patches."
+                ) from error
             raise BackboneError(
                 f"{self.spec.name} cannot take pieces of {side} x {side} pixels; use another {setting}, a larger "
                 f"--image-size, or a net for small images such as resnet20. ({type(error).__name__}: {error})"
