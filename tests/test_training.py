@@ -12,8 +12,10 @@ import torch
 import yaml
 
 from attar import stages
+from attar.data.images import ImageSpec
 from attar.errors import AttarError, BackboneError, RecipeError, RunChanged, RunError, TrainingError
 from attar.models.backbones import build_backbone
+from attar.models.teachers import FrozenTeacher
 from attar.planning import _is_command_line
 from attar.request import Request
 from attar.train import loop as training_loop
@@ -102,6 +104,31 @@ def test_pieces_that_the_network_cannot_take_are_refused_and_leave_no_run(
     with pytest.raises(BackboneError, match=text):
         stages.pretrain(np.zeros((8, size, size, 3), np.uint8), out=tmp_path / "run", method=method, **given)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "text"),
+    [
+        (
+            "vit_micro_p4",
+            "vit_micro_p8",
+            "8 cannot take pieces of 12 x 12 .* multiple of 8, .* local_size=0.5 suits both",
+        ),
+        ("resnet8x0.5", "vit_micro_p32", "32 cannot take pieces of 16 x 16 .* -s num_local_views=0 leaves them out"),
+    ],
+)
+def test_local_views_that_the_teacher_cannot_take_are_refused_and_leave_no_run(tmp_path, student, teacher, text):
+    image = ImageSpec(size=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    teacher = FrozenTeacher(build_backbone(teacher, image_size=32, channels=3), image)
+    given = {"settings": {"num_local_views": 2, "queue_length": 8}, "image_size": 32, "epochs": 1, "batch_size": 4}
+    images, run = np.zeros((8, 32, 32, 3), np.uint8), tmp_path / "run"
+    with pytest.raises(RecipeError, match=f"seed: the teacher sees the local views too, but .*{text}"):
+        stages.distill(images, out=run, method="seed", backbone=student, teacher=teacher, **given)
+    assert not run.exists()
+    if student == "vit_micro_p4":
+        given["settings"]["local_size"] = 0.5
+        stages.distill(images, out=run, method="seed", backbone=student, teacher=teacher, **given)
+        assert (run / "backbone.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

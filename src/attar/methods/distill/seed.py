@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attar.data.images import ImageSpec
-from attar.errors import RecipeError
+from attar.errors import BackboneError, RecipeError
 from attar.losses import anchor_similarities, gather_rows, soft_cross_entropy
 from attar.methods.anchors import probability_of, teacher_says
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above
@@ -50,6 +50,8 @@ from attar.methods.multi_crop import check_local_views, local_view_size, require
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
 from attar.models.queue import FeatureQueue, warn_of_long_queue
+from attar.models.teachers import FrozenTeacher
+from attar.models.tokens import patch_size
 from attar.views.augmentation import Augmentation
 from attar.views.batches import MultiCrop, OneView
 from attar.views.makers import MakeMultiCrop, MakeOneView
@@ -136,6 +138,10 @@ class SEED(Method):
         super().__init__(recipe)
         teacher = setup.require_teacher("seed", backbone)
         require_local_size(backbone, setup.image, recipe.num_local_views, recipe.local_size)
+        if recipe.num_local_views:
+            for one in getattr(teacher, "teachers", (teacher,)):  # several may answer as one
+                if isinstance(one, FrozenTeacher):
+                    _require_teachers_size(one, recipe, setup.image, patch_size(backbone))
         self.backbone = backbone
         hidden = recipe.projector_hidden_dim or backbone.num_features
         width = teacher.num_features_out
@@ -189,6 +195,29 @@ class SEED(Method):
         if self.local_queue is not None:
             self.local_queue.push(gather_rows(torch.cat(self._new_local_keys)))
             self._new_local_keys.clear()
+
+
+def _require_teachers_size(teacher: FrozenTeacher, recipe: SEEDRecipe, image: ImageSpec, patch: int) -> None:
+    """Does the teacher take the student's local views, as large as it sees them? patch: the student's.
+
+    Raises:
+        RecipeError: if not; it names the nearest local_size that suits both, where there is one.
+    """
+    side = local_view_size(image.size, recipe.local_size, patch)
+    scale = teacher.image.size / image.size
+    try:
+        teacher.backbone.require_size(round(side * scale), setting="local_size")
+    except BackboneError as error:
+        multiple = patch_size(teacher.backbone)
+        least = local_view_size(image.size, 0.0, patch)
+        both = [s for s in range(least, image.size, least) if multiple > 1 and round(s * scale) % multiple == 0]
+        nearest = min(both, key=lambda s: abs(s - image.size * recipe.local_size), default=None)
+        advice = (
+            f"-s local_size={nearest / image.size:.4g} suits both"
+            if nearest
+            else "-s num_local_views=0 leaves them out"
+        )
+        raise RecipeError(f"seed: the teacher sees the local views too, but {error} {advice}.") from error
 
 
 METHOD = SEED
