@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import shutil
 import signal
 
@@ -144,6 +145,13 @@ def test_local_views_that_the_teacher_cannot_take_are_refused_and_leave_no_run(t
 def test_the_command_is_kept_however_attar_was_started(monkeypatch, started_as, is_command):
     monkeypatch.setattr("sys.argv", [started_as, "pretrain"])
     assert _is_command_line() == is_command
+
+
+def test_the_kept_command_can_be_pasted_where_paths_have_blanks(pixels, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/attar", "pretrain", "my photos", "--out", "runs/it's"])
+    stages.pretrain(pixels, out=tmp_path / "run", **TINY)
+    command = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["command"]
+    assert shlex.split(command) == ["attar", "pretrain", "my photos", "--out", "runs/it's"]
 
 
 def test_an_out_that_cannot_be_made_is_found_first_too(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import platform
+import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class Plan:
                 "num_broken": len(images.broken),
                 "channels": images.channels,
             },
-            "command": " ".join(["attar", *sys.argv[1:]]) if _is_command_line() else "Python",
+            "command": shlex.join(["attar", *sys.argv[1:]]) if _is_command_line() else "Python",
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "versions": {
                 "attar": attar.__version__,
