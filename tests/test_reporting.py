@@ -124,8 +124,10 @@ def test_a_bare_run_says_what_is_missing_and_several_runs_stand_side_by_side(fin
     (bare / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
     page = Page(write_report([bare], tmp_path / "bare.html").read_text())
     assert "No verdict yet" in page.text and page.text.count("Left out") == 5
-    both = Page(write_report([finished, bare], tmp_path / "both.html").read_text())
-    assert "student" in both.text and "teacher" in both.text
+    for order in ([finished, bare], [bare, finished]):
+        both = Page(write_report(order, tmp_path / "both.html").read_text())
+        assert "student" in both.text and "teacher" in both.text
+        assert "No verdict yet" not in both.text, "the evaluated one is the subject"
     with pytest.raises(RunError, match="at least one"):
         write_report([], tmp_path / "none.html")
 

@@ -87,7 +87,7 @@ class RunContent:
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """One self-contained page about these runs; the first one is the page's subject. Folders of clusters are shown too.
+    """One self-contained page about these runs; its subject is the first that was evaluated. Folders of clusters too.
 
     Raises:
         RunError: nothing was given, or a folder is neither a run nor clusters.
@@ -119,8 +119,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _about(contents: list[RunContent]) -> dict[str, Any]:
-    """What the page says of runs; the first is its subject."""
-    main = contents[0]
+    """What the page says of runs; the first that was evaluated is its subject, else the first."""
+    main = next((run for run in contents if run.evaluation), contents[0])
     return {
         "title": f"{main.name}: {main.recipe['method']}, {main.recipe['backbone']['name']}",
         "runs": contents,
