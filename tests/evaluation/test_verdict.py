@@ -58,6 +58,9 @@ def test_what_untrained_networks_differ_by_is_said():
     alike = replace(against("random_init", 0.79, -0.03, 0.05), networks=(0.79, 0.791, 0.789))
     text = verdict(findings(alike, PIXELS, num_test=500))
     assert "test images would settle" in text and "other seeds" not in text, "the interval is that of the images"
+    equal = replace(against("random_init", 0.8, -0.04, 0.04), networks=(0.8, 0.8, 0.8))
+    text = verdict(findings(equal, PIXELS))
+    assert text.startswith("NO GAIN") and "other seeds" not in text, "networks that are alike leave nothing to luck"
     text = verdict(findings(RANDOM, PIXELS))
     assert "beats the best control, the same network at random initialisation, drawn once, by" in text
     assert "Only one random initialisation was drawn" in text

@@ -262,8 +262,9 @@ def _more_images(f: Findings) -> list[str]:
     if not f.controls or f.controls[0].outcome != "not distinguishable":
         return []
     best = f.controls[0]
-    if best.networks and next_draw_margin(best.networks) >= abs(best.difference):
-        luck = _points(f, max(best.networks) - min(best.networks))
+    apart = max(best.networks) - min(best.networks) if best.networks else 0.0
+    if apart > 0 and next_draw_margin(best.networks) >= abs(best.difference):
+        luck = _points(f, apart)
         return [f"untrained networks alone lie {luck} apart: train with other seeds too, to tell the gain from luck."]
     if f.num_seeds > 1:
         return [f"more draws (num_seeds) would tell whether it differs from {NAMES[best.subject]}."]
