@@ -424,6 +424,22 @@ def test_the_plot_has_a_row_for_each_line_and_hollow_marks_where_nothing_was_gai
     assert {("o", 50, "simclr"), ("^", 60, "mae"), ("^", 50, "untrained")} <= points.keys() - hollow
 
 
+def test_a_mark_is_hollow_only_where_its_untrained_network_was_measured_too(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    tuned, random = entry("simclr", knn=0.7), entry(RANDOM, "control", 0.4)
+    tuned.values["finetune"] = (0.9, 0.89, 0.91)
+    low = entry("simclr", knn=0.3)
+    for entries in ([tuned, random], [low, random]):
+        plot(board(tmp_path, *entries), tmp_path / "x.png")
+    words = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert words == [["kNN", "linear", "fine-tuned"], ["kNN", "linear", "not above its untrained network"]]
+    handles = drawn[1].legends[0].legend_handles
+    assert [handle.get_markerfacecolor() == "white" for handle in handles] == [False, False, True]
+
+
 def test_folders_of_earlier_versions_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_make", lambda made, _: None)
     monkeypatch.setitem(SIZES, "quick", TINY)

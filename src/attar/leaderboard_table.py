@@ -130,12 +130,17 @@ class Leaderboard:
         """The protocols by which a method's mean is above that of its untrained backbone, see `_is_above`."""
         if not entries[0].is_method:
             return ""
-        untrained = [e for e in self.entries if e.name == UNTRAINED and e.backbone == entries[0].backbone]
-        if not any(e.failure is None for e in untrained):
+        untrained = self.untrained(entries)
+        if not untrained:
             return "?"
         titles = COLUMNS | SOME_HAVE
         above = [titles[p] for p in ("knn", "linear", "finetune") if _is_above(entries, untrained, p)]
         return ", ".join(above) or "no"
+
+    def untrained(self, entries: Sequence[Entry]) -> list[Entry]:
+        """What was measured of the untrained networks of a line's backbone."""
+        same = [e for e in self.entries if e.name == UNTRAINED and e.backbone == entries[0].backbone]
+        return [e for e in same if e.failure is None]
 
     def text(self) -> str:
         place = [f"in {self.out}"] if self.out else []
@@ -251,7 +256,7 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 def plot(board: Leaderboard, path: Path) -> None:
     """kNN, linear and any fine-tuned top-1 with intervals, methods above, upper line and controls below a rule.
 
-    A hollow mark is a method's that is not above its untrained network by that protocol.
+    A hollow mark is a method's that was compared with its untrained network by that protocol and is not above it.
     """
     from matplotlib.figure import Figure
 
@@ -269,10 +274,14 @@ def plot(board: Leaderboard, path: Path) -> None:
             if not measured:
                 continue
             value, low, high = (100 * statistics.mean(numbers) for numbers in zip(*measured))
+            if title not in in_legend:
+                (in_legend[title],) = axes.plot([], [], marker, color=colour)  # filled, whatever the marks are
             axes.plot([low, high], [row, row], color=colour, linewidth=0.8, alpha=0.6)
-            is_hollow = entries[0].is_method and better[row] != "?" and title not in better[row].split(", ")
+            compared = entries[0].is_method and any(protocol in e.values for e in board.untrained(entries))
+            is_hollow = compared and title not in better[row].split(", ")
             (point,) = axes.plot([value], [row], marker, color=colour, markerfacecolor="white" if is_hollow else colour)
-            in_legend.setdefault(hollow if is_hollow else title, point)
+            if is_hollow:
+                in_legend.setdefault(hollow, point)
     num_methods = sum(entries[0].is_method for entries in lines.values())
     axes.axhline(num_methods - 0.5, color="#718096", linewidth=0.8)
     named = [
