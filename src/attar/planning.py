@@ -274,10 +274,11 @@ def _fitting_batch(recipe: Recipe, num_images: int, world: Any, saved: dict[str,
 
     The learning rate follows by the recipe's own scaling rule.
     """
+    from attar.data.doctor import fitting_batch
+
     if saved is not None:
         return {"batch_size": saved["settings"]["batch_size"]}
-    quarter = 2 ** max((max(num_images, 1) // 4).bit_length() - 1, 1)
-    fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, quarter)
+    fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, fitting_batch(num_images))
     if recipe.batch_size <= fitting:
         return {}
     rate = replace(recipe, batch_size=fitting).peak_lr

@@ -1,9 +1,11 @@
 """The doctor finds what was planted, and nothing in a healthy folder."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attar.data.doctor import doctor
@@ -89,6 +91,17 @@ def test_suggestion_fits_the_images(make, tmp_path):
     assert suggestion.settings["image_size"] == 96 and suggestion.settings["batch_size"] <= 20
     assert suggestion.command.startswith(f"attar pretrain '{folder}' --method simclr --backbone resnet18")
     assert any("few to learn from" in w for w in suggestion.why)
+
+
+@pytest.mark.parametrize("number", [2, 20, 60, 200])
+def test_the_suggested_batch_is_no_larger_than_training_takes_by_itself(make, tmp_path, number):
+    from attar.methods.base import resolve_recipe
+    from attar.planning import _fitting_batch
+
+    world = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+    taken = _fitting_batch(resolve_recipe("simclr", "small"), number, world, None)["batch_size"]
+    settings = doctor(make.folder(tmp_path / "f", number), progress=False).suggestion.settings
+    assert settings["batch_size"] == min(taken, 16), "of 200 images smaller, for more steps"
 
 
 def test_suggested_command_is_one_that_exists(make, tmp_path):

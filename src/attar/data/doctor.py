@@ -396,7 +396,7 @@ def _suggest(source: Source, facts: Sequence[Facts], image_size: int | None) -> 
     grey = all(f.is_grey or f.looks_grey for f in facts)
     backbone = "resnet50" if number >= 200_000 and size >= 128 else "resnet18"
     largest = 512 if size <= 64 else 256
-    batch = int(np.clip(2 ** int(np.log2(max(number / 8, 1))), min(16, number), largest))
+    batch = min(max(2 ** int(np.log2(max(number / 8, 1))), 16), fitting_batch(number), largest)
     epochs = int(np.clip(round(10_000_000 / number, -1), 100, 800))
     settings: dict[str, Any] = {
         "method": "simclr",
@@ -419,6 +419,11 @@ def _suggest(source: Source, facts: Sequence[Facts], image_size: int | None) -> 
         why.append(f"{number} images are few to learn from: start from published weights (--pretrained), or add images")
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     return Suggestion(settings, f"attar pretrain {shlex.quote(source.name)} {options} --out runs/teacher", why)
+
+
+def fitting_batch(num_images: int) -> int:
+    """The largest batch that suits so many images, in training too: a power of two, at most a quarter of them or 2."""
+    return 2 ** max((max(num_images, 1) // 4).bit_length() - 1, 1)
 
 
 def _suggested_channels(source: Source, grey: bool) -> int:
