@@ -72,11 +72,12 @@ class Request:
         if self.recipe:
             return self.recipe
         names = ["small"] if size <= SMALL_IMAGE else []
-        if recipes.keys() & {"vit", "convnet", "small_vit"}:
-            from attar.models.tokens import has_patches
+        if recipes.keys() & {"vit", "transformer", "convnet", "small_vit"}:
+            from attar.models.tokens import is_transformer
 
-            kind = "vit" if has_patches(self.backbone, image_size=size, stem=self.stem) else "convnet"
-            names = [*(f"{name}_{kind}" for name in names), *names, kind]
+            transformer = is_transformer(self.backbone, image_size=size, stem=self.stem)
+            kinds = ["vit", "transformer"] if transformer else ["convnet"]
+            names = [*(f"{name}_{kind}" for name in names for kind in kinds), *names, *kinds]
         return next((name for name in names if name in recipes), next(iter(recipes)))
 
 

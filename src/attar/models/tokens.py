@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from attar.errors import BackboneError, ShapeError
@@ -80,10 +81,19 @@ def patch_size(backbone: Backbone) -> int:
     return int(size[0]) if isinstance(size, tuple) and size[0] == size[1] else 1
 
 
-def has_patches(name: str, *, image_size: int, stem: str = "standard") -> bool:
-    """Does a network of this name cut images into patches, as vision transformers do? Its weights are not made."""
+def is_transformer(name: str, *, image_size: int, stem: str = "standard") -> bool:
+    """Is a network of this name trained as vision transformers are, not as ResNets? Its weights are not made.
+
+    Those with patches, with more layer norms than batch norms (ConvNeXt too), or with most of their weights in linear
+    layers (LeViT, mixers); not ResNets with some attention between their convolutions.
+    """
     with torch.device("meta"):
-        return patch_size(build_backbone(name, image_size=image_size, stem=stem)) > 1
+        backbone = build_backbone(name, image_size=image_size, stem=stem)
+    modules = list(backbone.modules())
+    count = {kind: sum(isinstance(m, kind) for m in modules) for kind in (nn.LayerNorm, _BatchNorm)}
+    linear = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
+    total = sum(p.numel() for p in backbone.parameters())
+    return patch_size(backbone) > 1 or count[nn.LayerNorm] > count[_BatchNorm] or 2 * linear > total
 
 
 def embed(
