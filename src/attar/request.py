@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from attar.methods.base import Method
 
 SMALL_IMAGE = 64  # pixels up to which a method's "small" recipe is the default
+_USUAL = {"small", "small_vit", "convnet", "vit", "transformer", "photo"}  # chosen by size and kind of network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,8 @@ class Request:
         return values
 
     def recipe_name(self, size: int) -> str:
-        """The named recipe for images of this size and this kind of network, where the method tells them apart;
-        otherwise the method's first."""
+        """The named recipe for images of this size and this kind of network, where the method has one (the names of
+        `_USUAL`); otherwise the method's first."""
         from attar.methods.base import load
 
         recipes = load(self.method).RECIPES
@@ -78,6 +79,8 @@ class Request:
             transformer = is_transformer(self.backbone, image_size=size, stem=self.stem)
             kinds = ["vit", "transformer"] if transformer else ["convnet"]
             names = [*(f"{name}_{kind}" for name in names for kind in kinds), *names, *kinds]
+        if size > SMALL_IMAGE:
+            names.append("photo")
         return next((name for name in names if name in recipes), next(iter(recipes)))
 
 
@@ -101,7 +104,7 @@ def check(request: Request) -> None:
             raise RecipeError(f"--{option} {given}: it must be more than 0.")
     if request.minutes is not None and "epochs" in request.overrides:
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
-    usual = {"small", "small_vit", "convnet"} & load(request.method).RECIPES.keys()
+    usual = _USUAL & load(request.method).RECIPES.keys()
     names = [request.recipe] if request.recipe else [None, *sorted(usual)]
     refused = [error for name in names if (error := _refusal(resolve_recipe, request, name)) is not None]
     if len(refused) == len(names):  # which it will be depends on images and network; one may accept
