@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -200,7 +201,7 @@ def test_a_head_of_another_task_or_of_other_views_is_refused_though_it_is_as_wid
     sskd.METHOD(resolve_recipe("sskd", "small"), tiny_backbone(), setup)
     with pytest.raises(RecipeError, match="transformations=four, and .*=rotations. Use -s transf.*rotat"):
         sskd.METHOD(resolve_recipe("sskd", "paper"), tiny_backbone(), setup)
-    with pytest.raises(RecipeError, match=r"crop=resized, and .* -s crop=padded, or train .* -s crop=resized\."):
+    with pytest.raises(RecipeError, match=r"crop=resized, .* -s crop=padded, or train .* -s crop=resized -s crop"):
         sskd.METHOD(resolve_recipe("sskd", "small", {"crop": "resized"}), tiny_backbone(), setup)
     setup.teacher.settings |= {"crop": "resized", "crop_scale": [0.2, 1.0]}
     with pytest.raises(RecipeError, match="Use -s crop_scale=0.2,1.0, or"):
@@ -208,3 +209,27 @@ def test_a_head_of_another_task_or_of_other_views_is_refused_though_it_is_as_wid
     setup.teacher.settings |= {"task": "exemplar", "transformations": "four"}  # which exemplar does not have
     own = {"crop": "resized", "crop_scale": (0.2, 1.0), "task": "exemplar"}
     sskd.METHOD(resolve_recipe("sskd", "small", own), tiny_backbone(), setup)
+
+
+@pytest.mark.parametrize(
+    ("own", "its"),
+    [
+        ({"transformations": "four"}, {"task": "rotation"}),
+        ({"task": "jigsaw"}, {"transformations": "four"}),
+        ({"crop": "resized", "crop_scale": (0.2, 1.0)}, {"crop": "padded"}),
+        ({"crop": "padded"}, {"crop": "resized", "crop_scale": (0.2, 1.0)}),
+    ],
+)
+def test_settings_that_are_advised_are_all_used(bench, own, its):
+    setup = bench("sskd").setup
+    setup.teacher.settings = asdict(resolve_recipe("sskd_teacher", "small", its))
+    setup.teacher.projector = task_head(its.get("task", "contrastive"), setup.teacher.backbone.num_features)
+    with pytest.raises(RecipeError) as error:
+        sskd.METHOD(resolve_recipe("sskd", "small", own), tiny_backbone(), setup)
+    take, train = (
+        dict(setting.split("=") for setting in re.findall(r"-s (\S+=[^\s]*[^\s,.])", part))
+        for part in str(error.value).split(", or train a head")
+    )
+    assert its.items() <= {name: getattr(resolve_recipe("sskd", "small", take), name) for name in its}.items()
+    assert sskd.METHOD(resolve_recipe("sskd", "small", take), tiny_backbone(), setup)
+    assert resolve_recipe("sskd_teacher", "small", train)

@@ -10,6 +10,7 @@ A task gives scores, and for each row the true column: cosines of a transformed 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,10 +45,11 @@ class TaskRecipe(Recipe):
     }
 
 
-def settings_in_common(recipe: TaskRecipe) -> dict[str, Any]:
-    """What stages 2 and 3 must have in common, less what makes no difference to this task."""
-    unused = {"transformations": recipe.task != "contrastive", "crop_scale": recipe.crop != "resized"}
-    return {name: getattr(recipe, name) for name in TaskRecipe.__annotations__ if not unused.get(name)}
+def settings_in_common(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a recipe's settings those that stages 2 and 3 must have in common, less what makes no difference to it."""
+    common = {name: settings[name] for name in TaskRecipe.__annotations__ if name in settings}
+    unused = {name for name, needed in TaskRecipe.used_with.items() if not needed.fits(common.get(needed.field))}
+    return {name: value for name, value in common.items() if name not in unused}
 
 
 def typed(value: Any) -> str:

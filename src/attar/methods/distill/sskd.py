@@ -149,10 +149,13 @@ def _check_head(recipe: SSKDRecipe, teacher: FrozenTeacher) -> None:
             "sskd: its teacher has no self-supervised head. Train it first: attar distill SOURCE --teacher RUN "
             "--method sskd_teacher --backbone NAME (the teacher's own), then give that run as --teacher."
         )
-    here, there = settings_in_common(recipe), teacher.settings if "task" in teacher.settings else {}
-    other = {name: there[name] for name, own in here.items() if name in there and typed(there[name]) != typed(own)}
-    if other:
-        own, its = ([f"{name}={typed(given[name])}" for name in other] for given in (here, other))
+    settings = teacher.settings if "task" in teacher.settings else {}
+    here, there = settings_in_common(vars(recipe)), settings_in_common(settings)
+    own, its = (
+        [f"{name}={typed(v)}" for name, v in mine.items() if name in settings and typed(v) != typed(other.get(name))]
+        for mine, other in ((here, there), (there, here))
+    )
+    if own:
         raise RecipeError(
             f"sskd: {', '.join(own)}, and the teacher's head was trained for {', '.join(its)}. Use -s "
             f"{' -s '.join(its)}, or train a head: attar distill … --method sskd_teacher -s {' -s '.join(own)}."
