@@ -106,7 +106,7 @@ RECIPES = {
         blur=(0.0, 0.0),  # left out at 32 px, as usual: a kernel of 3 (.28 .44 .28 at sigma 1.05) costs fine detail
     ),
     # 32 px: ours, for a small ViT, a small batch and few passes; the paper's 1.5e-4 and heads of 4096 are for ViT-B and
-    # a batch of 4096
+    # a batch of 4096. Views are the paper's, blur too: the numbers of claim moco_v3_patches are with it
     "small_vit": MoCoV3Recipe(
         epochs=200,
         batch_size=256,
