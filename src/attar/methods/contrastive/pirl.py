@@ -34,7 +34,7 @@ from torch import Tensor
 
 from attar.data.images import ImageSpec
 from attar.losses import gather_rows
-from attar.methods.base import Method, Progress, Setup, StepOutput
+from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.memory import MemoryRecipe, discriminate, new_banks
 from attar.models.backbones import Backbone
 from attar.models.heads import MLP
@@ -54,6 +54,11 @@ class PIRLRecipe(MemoryRecipe):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of the image; published code
     patch_crop_scale: tuple[float, float] = (0.6, 1.0)  # of the crop that is cut; appendix A.1
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)  # published code, always applied
+
+    used_with = {
+        "patch_scale": above("patch_weight"),
+        "patch_crop_scale": above("patch_weight"),
+    }
 
 
 RECIPES = {

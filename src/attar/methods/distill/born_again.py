@@ -62,7 +62,7 @@ class BornAgainRecipe(SupervisedRecipe):
 
     used_with = {
         "weighted_by_confidence": above("label_weight"),
-        "label_smoothing": one_of("weighted_by_confidence", False),
+        "label_smoothing": one_of("weighted_by_confidence", False),  # and so, in turn, with label_weight
         "permuted": above("teacher_weight"),
     }
 

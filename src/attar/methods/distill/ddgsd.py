@@ -51,7 +51,10 @@ class DDGSDRecipe(SupervisedRecipe):
     discrepancy_weight: float = 5e-4  # mu of the paper, from 1e-4 in a summary of it; released: dead, see above
     temperature: float = 3.0  # T; released: 4
 
-    used_with = {"temperature": above("distillation_weight")}
+    used_with = {
+        "temperature": above("distillation_weight"),
+        "label_smoothing": above("cross_entropy_weight"),
+    }
 
 
 PAPER = DDGSDRecipe(  # CIFAR: youngerous/ddgsd-pytorch; the batch from memory

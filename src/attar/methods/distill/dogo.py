@@ -42,6 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attar.data.images import ImageSpec
+from attar.errors import RecipeError
 from attar.losses import negative_cosine, nt_xent, peer_similarity
 from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained, one_of
 from attar.models.backbones import Backbone, build_backbone
@@ -141,6 +142,12 @@ class DoGo(Method):
 
     def __init__(self, recipe: DoGoRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        learns = recipe.distillation_weight or recipe.peer_distillation_weight
+        if "similarity_temperature" in recipe.given and not learns:
+            raise RecipeError(
+                "dogo: similarity_temperature would be ignored: distillation_weight and peer_distillation_weight are "
+                "0. Leave it out, or set one of them to a number above 0."
+            )
         self.backbone = backbone
         self.projector, self.predictor = heads(backbone.num_features, recipe)
         self.peer = build_backbone(

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attar.errors import RecipeError
 from attar.methods.base import Method, Progress, Setup, StepOutput, above
 from attar.methods.distill.labelled import PHOTO, SMALL, LabelledRecipe, distilled, labelled_network, views
 from attar.methods.distill.stages import chosen
@@ -69,6 +70,11 @@ class FitNet(Method):
 
     def __init__(self, recipe: FitNetRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        if recipe.hint_fraction and not recipe.hint_weight:
+            raise RecipeError(
+                f"fitnet: with hint_weight=0 the first {recipe.hint_fraction:.0%} of training, which are hints alone, "
+                "would learn nothing; set hint_fraction=0, or hint_weight to a number above 0."
+            )
         teacher = labelled_network("fitnet", setup, backbone)
         self.backbone = backbone
         self.classifier = MLP([backbone.num_features, setup.images.num_classes])

@@ -30,6 +30,7 @@ of the same length, whose learning rate does not restart.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import nn
@@ -49,6 +50,7 @@ class SnapshotRecipe(SupervisedRecipe):
 
     distillation_weight: float = 1.0  # w
     teacher_temperature: float = 2.0  # T, 2 to 3 (from memory)
+    schedule: Literal["cosine"] = "cosine"  # the cycles whose ends are the teachers are those of a cosine
 
     used_with = {
         "distillation_weight": above("num_cycles", 1),

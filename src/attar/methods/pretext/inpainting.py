@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attar.data.images import ImageSpec
+from attar.errors import RecipeError
 from attar.losses import weighted_mse
 from attar.methods.base import Answers, Method, Progress, Recipe, Setup, StepOutput, above, one_of, with_own_group
 from attar.models.backbones import Backbone
@@ -170,6 +171,11 @@ class Inpainting(Method):
 
     def __init__(self, recipe: InpaintingRecipe, backbone: Backbone, setup: Setup):
         super().__init__(recipe)
+        if not recipe.reconstruction_weight and not recipe.adversarial_weight:
+            raise RecipeError(
+                "inpainting: reconstruction_weight and adversarial_weight are both 0, so nothing would be learned; set "
+                "one of them to a number above 0."
+            )
         self.backbone = backbone
         size, channels = setup.image.size, setup.image.channels
         central = recipe.region == "central"
