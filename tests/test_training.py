@@ -183,6 +183,17 @@ def test_a_finished_run_resumes_to_nothing(finished, pixels):
     assert (finished / "backbone.json").read_bytes() == before
 
 
+def test_a_runs_settings_train_the_same_network_again(finished, pixels, tmp_path):
+    ran = yaml.safe_load((finished / "recipe.yaml").read_text())
+    options = {"backbone": ran["backbone"]["name"], "image_size": ran["backbone"]["image_size"], "progress": False}
+    again = stages.pretrain(
+        pixels, out=tmp_path / "run", method=ran["method"], recipe=ran["recipe"], settings=ran["settings"], **options
+    )
+    for name in ("backbone.safetensors", "projector.safetensors"):
+        assert (again.path / name).read_bytes() == (finished / name).read_bytes()
+    assert yaml.safe_load((again.path / "recipe.yaml").read_text())["settings"] == ran["settings"]
+
+
 @pytest.mark.parametrize(
     ("other", "text"),
     [

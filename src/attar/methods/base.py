@@ -65,8 +65,8 @@ class Recipe:
     the shape of a long one. `lr` is the peak learning rate; None derives it from base_lr and the batch size.
 
     used_with: field -> when it has an effect, for fields that need another one; those of the classes above count too.
-    A person who sets such a field without it is told so. given: the fields that a person set, for a method that learns
-    only from its backbone whether one has an effect; no part of what a recipe is.
+    A person who sets such a field without it is told so. given: the fields that a person changed, for a method that
+    learns only from its backbone whether one has an effect; no part of what a recipe is.
     """
 
     epochs: int
@@ -224,8 +224,10 @@ class Method(nn.Module):
 
     needs_tokens: for methods that mask the patches of a vision transformer, which one they can train: "any"; "class",
     one whose features are its class token; "mean", one whose features are the mean of its patch tokens. They call
-    `check_tokens` (models/tokens.py), and their `views` takes the side of a patch as a third argument. Empty: any
-    backbone will do.
+    `check_tokens` (models/tokens.py). Empty: any backbone will do.
+
+    A module's `views` that has a parameter named `patch_size` is given the side of the backbone's patches in pixels
+    there; 1 where it has none.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -336,11 +338,12 @@ def make_views(name: str, recipe: Recipe, image: ImageSpec, backbone: Backbone) 
 def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
     """A named recipe of a method (None: its first) with some fields replaced, checked and typed.
 
-    Strings are converted to the field's type, so values may come from a command line.
+    Strings are converted to the field's type, so values may come from a command line. A value that the recipe has
+    anyway does not count as given, so all settings of a run may be passed back.
 
     Raises:
         RecipeError: unknown recipe, a field the recipe does not have, a value of the wrong type, or a setting
-            that this combination would ignore.
+            that this combination would ignore or cannot have.
     """
     recipes: dict[str, Recipe] = load(method).RECIPES
     if recipe is None:
@@ -369,10 +372,12 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
         wanted = _numbers_wanted(fields.get(name, ""))
         why = f"; give {wanted}, separated by commas" if wanted else f": {first['msg']}"
         raise RecipeError(f"{method}: {name}={given!r} is not accepted{why}.") from None
-    _refuse_ignored(method, resolved, overrides)
-    for name in overrides:
+    given_names = frozenset(name for name in overrides if getattr(resolved, name) != getattr(base, name))
+    _refuse_ignored(method, resolved, given_names)
+    _refuse_contradictions(method, resolved, given_names)
+    for name in given_names:
         _check_range(method, name, getattr(resolved, name), default=getattr(type(base), name, None))
-    object.__setattr__(resolved, "given", frozenset(overrides))
+    object.__setattr__(resolved, "given", given_names)
     return resolved
 
 
@@ -430,13 +435,14 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         lambda v: v >= 1,
     ),
     (
-        r"lr_drops|.*_(fraction|share|probability)|(.*_)?momentum|low_resolution|(dense|patch|sigreg)_weight",
+        r"lr_drops|.*_(fraction|share|probability)|(.*_)?momentum|low_resolution|(dense|patch|sigreg)_weight|"
+        r"label_smoothing|(.*_)?keep_wrong",
         "a number from 0 to 1",
         lambda v: 0 <= v <= 1,
     ),
     (r"dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1),
     (r"adam_betas", "two numbers from 0 to below 1", lambda v: 0 <= v < 1),
-    (r"patch_crop|mask_cell", "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    (r"patch_crop|mask_cell|lr_drop_factor|layer_decay", "a number above 0, at most 1", lambda v: 0 < v <= 1),
     (r"local_size", "a number above 0 and below 1: a share of the image's side", lambda v: 0 < v < 1),
     (
         r"lr|base_lr|clip_gradient|(.*_)?temperature(_start)?|(patch|tile)_scale|sigma",
@@ -449,29 +455,47 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 )
 
 
-def _refuse_ignored(method: str, recipe: Recipe, overrides: dict[str, Any]) -> None:
+def _refuse_ignored(method: str, recipe: Recipe, given: frozenset[str]) -> None:
     """A setting that would be ignored is an error."""
     conditions: dict[str, UsedWith] = {}
     for kind in reversed(type(recipe).__mro__):
         conditions |= vars(kind).get("used_with", {})
-    for name, needed in conditions.items():
-        holds = getattr(recipe, needed.field)
-        if name in overrides and not needed.fits(holds):
+    for name in conditions:
+        needed = _unmet(recipe, conditions, name) if name in given else None
+        if needed is not None:
+            holds = getattr(recipe, needed.field)
             raise RecipeError(
                 f"{method}: {name} would be ignored: {needed.field} is {holds!r}, and {name} is used with "
                 f"{needed.accepted}. Leave it out, or set {needed.advice}."
             )
-    if overrides.get("lr") is not None:
+    if recipe.lr is not None:
         for name in ("base_lr", "lr_scaling"):
-            if name in overrides:
+            if name in given:
                 raise RecipeError(f"{method}: {name} would be ignored because lr is given; set one of the two.")
     decays = recipe.weight_decay or recipe.weight_decay_end or recipe.optimiser == "lars"  # which adapts them, too
-    if "decay_bias_and_norm" in overrides and not decays:
+    if "decay_bias_and_norm" in given and not decays:
         raise RecipeError(
             f"{method}: decay_bias_and_norm would be ignored: weight_decay is 0. Leave it out, or set weight_decay."
         )
-    if recipe.schedule == "step" and not recipe.lr_drops and {"schedule", "lr_drops"} & overrides.keys():
+
+
+def _unmet(recipe: Recipe, conditions: Mapping[str, UsedWith], name: str) -> UsedWith | None:
+    """What a field lacks to have an effect, or what the field it is used with lacks in its turn."""
+    needed = conditions.get(name)
+    if needed is None or not needed.fits(getattr(recipe, needed.field)):
+        return needed
+    return _unmet(recipe, conditions, needed.field)
+
+
+def _refuse_contradictions(method: str, recipe: Recipe, given: frozenset[str]) -> None:
+    """Settings that do not go together, whichever of them was given."""
+    if recipe.schedule == "step" and not recipe.lr_drops and {"schedule", "lr_drops"} & given:
         raise RecipeError(
             f"{method}: schedule=step without lr_drops would never lower the rate; give the fractions of training at "
             "which it does, such as lr_drops=0.6,0.8, or set schedule=constant."
+        )
+    if recipe.nesterov and not recipe.sgd_momentum and recipe.optimiser != "adamw":
+        raise RecipeError(
+            f"{method}: nesterov=True looks ahead along the momentum, and sgd_momentum is 0. Set nesterov=false, or "
+            "sgd_momentum to a number above 0."
         )
