@@ -6,6 +6,7 @@ import dataclasses
 import typing
 
 import pytest
+import torch
 
 from attar import demo
 from attar.data.images import ImageSpec
@@ -107,12 +108,39 @@ def another(recipe: Recipe, field: str) -> object:
     own = getattr(recipe, field)
     if isinstance(own, bool):
         return not own
-    if isinstance(own, (int, float)):
+    if isinstance(own, int):
         return own + 1
+    if isinstance(own, float):
+        return 0.6 * own + 0.05
     if isinstance(own, tuple):
-        return tuple(value / 2 for value in own) or (0.5,)
-    kind = typing.get_type_hints(type(recipe))[field]
-    return next((value for value in typing.get_args(kind) if isinstance(value, str) and value != own), "1")
+        return tuple(0.7 * value for value in own) or (0.5,)
+    kinds = typing.get_args(typing.get_type_hints(type(recipe))[field])
+    if str in kinds:
+        return "stage1"
+    return next((value for value in kinds if isinstance(value, str) and value != own), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_setting_that_is_said_to_be_ignored_changes_no_loss_and_no_weight(bench, monkeypatch, name):
+    """But for those of the optimiser, which every method has."""
+    recipe = load(name).RECIPES.get("small") or next(iter(load(name).RECIPES.values()))
+    own = {field: needed for field, needed in conditions(recipe).items() if field not in Recipe.used_with}
+    monkeypatch.setattr("attar.methods.base._refuse_ignored", lambda *_: None)
+    for field, needed in own.items():
+        without = {needed.field: unfit(recipe, needed)} | ({"peer": "resnet8x0.5"} if hasattr(recipe, "peer") else {})
+        first, second = (bench(name, **without, **given) for given in ({}, {field: another(recipe, field)}))
+        assert first.train(range(4)) == second.train(range(4)), field
+        weights, others = (dict(trained.method.backbone.named_parameters()) for trained in (first, second))
+        assert all(torch.equal(weights[name], others[name]) for name in weights), field
+
+
+def unfit(recipe: Recipe, needed: UsedWith) -> object:
+    """A value of the field that a condition is of, for which the condition does not hold."""
+    kind = typing.get_type_hints(type(recipe))[needed.field]
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else (1, 0, True, False)
+    candidates = [getattr(recipe, needed.field), *choices]
+    return next(value for value in candidates if not needed.fits(value))
 
 
 @pytest.mark.parametrize(
