@@ -75,8 +75,8 @@ def pretrain(
         source: a folder, a .csv, .parquet or .npz file, "torchvision:NAME", "digits", "elpv", "hf:NAME",
             "shards:PATTERN", or an array of images uint8 (N, H, W[, C]).
         out: the run folder; must be new, unless resume.
-        method, recipe: as listed by `attar methods`. Without a recipe: "small" for images up to 64 pixels where
-            the method has it, otherwise the method's first.
+        method, recipe: as listed by `attar methods`. Without a recipe: the method's one for images of this size
+            ("small" up to 64 pixels) and this kind of network, otherwise its first.
         settings: fields of the recipe to replace, e.g. {"temperature": 0.2}.
         epochs, minutes: length of training; minutes measures the speed first, then fixes the number of epochs.
         batch_size: images per optimiser step over all processes. lr: peak learning rate, instead of the recipe's
@@ -643,7 +643,10 @@ def _left_out(run: Path, classifier: Classifier) -> str:
 
 
 def report(runs: Sequence[str | Path], *, out: str | Path = "report.html") -> Path:
-    """Write one self-contained HTML page about runs (the first is its subject) and clusters; returns its path."""
+    """Write one self-contained HTML page about runs and clusters; its subject is the first run that was evaluated.
+
+    Returns the path of the page.
+    """
     from attar.reporting.page import write_report
 
     return write_report([Path(run) for run in runs], check_writable(out))

@@ -33,7 +33,7 @@ def test_the_first_recipe_is_the_default_and_others_have_names():
     [
         ({"temprature": 1}, "unknown recipe field 'temprature'. Did you mean temperature?"),
         ({"temperature": "hot"}, "temperature='hot' is not accepted"),
-        ({"optimiser": "adamw", "sgd_momentum": 0.8}, "sgd_momentum would be ignored: optimiser is 'adamw'"),
+        ({"optimiser": "adamw", "sgd_momentum": 0.9}, "sgd_momentum would be ignored: optimiser is 'adamw'"),
         ({"lr_drops": (0.5,)}, "lr_drops would be ignored: schedule is 'cosine'"),
         ({"lr": 0.1, "base_lr": 0.2}, "base_lr would be ignored because lr is given"),
     ],

@@ -65,8 +65,8 @@ class Recipe:
     the shape of a long one. `lr` is the peak learning rate; None derives it from base_lr and the batch size.
 
     used_with: field -> when it has an effect, for fields that need another one; those of the classes above count too.
-    A person who sets such a field without it is told so. given: the fields that a person changed, for a method that
-    learns only from its backbone whether one has an effect; no part of what a recipe is.
+    A person who sets such a field without it is told so. given: the fields that a person set, for a method that learns
+    only from its backbone whether one has an effect; no part of what a recipe is.
     """
 
     epochs: int
@@ -338,8 +338,8 @@ def make_views(name: str, recipe: Recipe, image: ImageSpec, backbone: Backbone) 
 def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
     """A named recipe of a method (None: its first) with some fields replaced, checked and typed.
 
-    Strings are converted to the field's type, so values may come from a command line. A value that the recipe has
-    anyway does not count as given, so all settings of a run may be passed back.
+    Strings are converted to the field's type, so values may come from a command line. All settings of a run may be
+    passed back, as its recipe.yaml holds them: of a complete set only what differs from the recipe counts as given.
 
     Raises:
         RecipeError: unknown recipe, a field the recipe does not have, a value of the wrong type, or a setting
@@ -372,7 +372,9 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
         wanted = _numbers_wanted(fields.get(name, ""))
         why = f"; give {wanted}, separated by commas" if wanted else f": {first['msg']}"
         raise RecipeError(f"{method}: {name}={given!r} is not accepted{why}.") from None
-    given_names = frozenset(name for name in overrides if getattr(resolved, name) != getattr(base, name))
+    complete = overrides.keys() >= fields.keys()
+    changed = (name for name in overrides if getattr(resolved, name) != getattr(base, name))
+    given_names = frozenset(changed if complete else overrides)
     _refuse_ignored(method, resolved, given_names)
     _refuse_contradictions(method, resolved, given_names)
     for name in given_names:
