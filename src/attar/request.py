@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from attar.methods.base import Method
 
 SMALL_IMAGE = 64  # pixels up to which a method's "small" recipe is the default
-_USUAL = {"small", "small_vit", "convnet", "vit", "transformer", "photo"}  # chosen by size and kind of network
+_BY_KIND = {"small_vit", "convnet", "vit", "transformer"}  # recipes that are chosen by the kind of network
+_USUAL = _BY_KIND | {"small", "photo"}  # or by the size of the images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Request:
         if self.recipe:
             return self.recipe
         names = ["small"] if size <= SMALL_IMAGE else []
-        if recipes.keys() & {"vit", "transformer", "convnet", "small_vit"}:
+        if recipes.keys() & _BY_KIND:
             from attar.models.tokens import is_transformer
 
             transformer = is_transformer(self.backbone, image_size=size, stem=self.stem)

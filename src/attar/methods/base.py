@@ -373,11 +373,11 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
         why = f"; give {wanted}, separated by commas" if wanted else f": {first['msg']}"
         raise RecipeError(f"{method}: {name}={given!r} is not accepted{why}.") from None
     complete = overrides.keys() >= fields.keys()
-    changed = (name for name in overrides if getattr(resolved, name) != getattr(base, name))
-    given_names = frozenset(changed if complete else overrides)
+    counted = [name for name in overrides if not complete or getattr(resolved, name) != getattr(base, name)]
+    given_names = frozenset(counted)
     _refuse_ignored(method, resolved, given_names)
     _refuse_contradictions(method, resolved, given_names)
-    for name in given_names:
+    for name in counted:  # in the order they were given in, so that the same mistake has the same message
         _check_range(method, name, getattr(resolved, name), default=getattr(type(base), name, None))
     object.__setattr__(resolved, "given", given_names)
     return resolved

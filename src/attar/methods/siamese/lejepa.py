@@ -69,6 +69,17 @@ class LeJEPARecipe(Recipe):
     }
 
 
+PHOTO = LeJEPARecipe(  # for ViTs: published settings (rbalestr-lab/lejepa, README.md); warm-up: its MINIMAL.md
+    epochs=100,
+    batch_size=256,  # minimal example
+    optimiser="adamw",
+    base_lr=5e-4,
+    lr_scaling="none",
+    final_lr=5e-7,  # a thousandth
+    warmup_fraction=1 / 100,
+    weight_decay=5e-2,
+    decay_bias_and_norm=True,  # minimal example
+)
 SMALL = LeJEPARecipe(  # MINIMAL.md (Imagenette, 128 px, ViT-S/8: linear 90.7), with the decay of ResNets
     epochs=800,
     batch_size=256,
@@ -89,28 +100,8 @@ SMALL = LeJEPARecipe(  # MINIMAL.md (Imagenette, 128 px, ViT-S/8: linear 90.7), 
     blur=0.0,  # there 0.5; at 32 px a kernel of 3 (.28 .44 .28 at sigma 1.05) costs fine detail
 )
 RECIPES = {
-    "photo": LeJEPARecipe(  # for ViTs: published settings (rbalestr-lab/lejepa, README.md); warm-up: its MINIMAL.md
-        epochs=100,
-        batch_size=256,  # minimal example
-        optimiser="adamw",
-        base_lr=5e-4,
-        lr_scaling="none",
-        final_lr=5e-7,  # a thousandth
-        warmup_fraction=1 / 100,
-        weight_decay=5e-2,
-        decay_bias_and_norm=True,  # minimal example
-    ),
-    "convnet": LeJEPARecipe(  # for ResNets: published settings, as "photo" with less weight decay
-        epochs=100,
-        batch_size=256,
-        optimiser="adamw",
-        base_lr=5e-4,
-        lr_scaling="none",
-        final_lr=5e-7,
-        warmup_fraction=1 / 100,
-        weight_decay=5e-4,
-        decay_bias_and_norm=True,
-    ),
+    "photo": PHOTO,
+    "convnet": replace(PHOTO, weight_decay=5e-4),  # for ResNets: published settings, as "photo" with less weight decay
     "small": SMALL,
     "small_vit": replace(SMALL, weight_decay=5e-2),  # MINIMAL.md, with its decay
 }
