@@ -271,6 +271,15 @@ def test_a_cluster_stage_is_checked_before_the_pretext_network_trains(tmp_path, 
     assert not (tmp_path / "out" / "pretext").exists()
 
 
+def test_a_later_stage_is_about_the_test_size_of_an_earlier_run(tmp_path):
+    stages = [
+        {"name": "pretext", "pretrain": {**TRAINING, "method": "rotation", "test_size": "16"}},
+        {"name": "clusters", "cluster": {"run": "pretext", "source": "digits", "image_size": 8}},
+    ]
+    with pytest.raises(AttarError, match="8 would be ignored: pretext takes images of 16 pixels"):
+        read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": stages}))
+
+
 def test_what_earlier_stages_make_need_not_be_there_yet(tmp_path):
     out = tmp_path / "out"
     inception = {"source": "digits", "method": "rotation", "backbone": "inception_v3"}  # takes 96 pixels at least

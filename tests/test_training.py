@@ -14,8 +14,11 @@ import yaml
 
 from attar import stages
 from attar.data.images import ImageSpec
+from attar.data.load import load_images
 from attar.errors import AttarError, BackboneError, RecipeError, RunChanged, RunError, TrainingError
+from attar.evaluation.features import extract_features
 from attar.models.backbones import build_backbone
+from attar.models.saved import load_backbone
 from attar.models.teachers import FrozenTeacher
 from attar.planning import _is_command_line
 from attar.request import Request
@@ -51,6 +54,7 @@ def finished(pixels, tmp_path_factory):
         ({"workers": 0}, "--workers 0: it must be 1 or more"),
         ({"checkpoint_steps": 0}, "--checkpoint-steps 0: it must be 1 or more"),
         ({"image_size": 0}, "--image-size 0: it must be 8 or more"),
+        ({"test_size": 0}, "--test-size 0: it must be 8 or more"),
         ({"seed": -1}, "--seed -1: it must be 0 or more"),
         ({"device": "gpu"}, "--device 'gpu' is unknown; accepted: auto, cpu, cuda"),
         ({"precision": "fp8"}, "--precision 'fp8' is unknown"),
@@ -203,6 +207,7 @@ def test_a_runs_settings_train_the_same_network_again(finished, pixels, tmp_path
         ({"backbone": "resnet8"}, "name: 'resnet8x0.5' -> 'resnet8'"),
         ({"settings": {"temperature": 0.3}}, "temperature: 0.5 -> 0.3"),
         ({"epochs": None, "minutes": 1.0}, "minutes: None -> 1.0"),
+        ({"test_size": 12}, "test_size: None -> 12"),
     ],
 )
 def test_a_finished_run_is_not_taken_for_another(finished, pixels, other, text):
@@ -210,6 +215,29 @@ def test_a_finished_run_is_not_taken_for_another(finished, pixels, other, text):
     with pytest.raises(RunChanged, match=text):
         stages.pretrain(pixels, out=finished, resume=True, **{**TINY, **other})
     assert {p: p.stat().st_mtime_ns for p in finished.iterdir()} == before
+
+
+def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (40, 12, 12, 3), np.uint8)
+    run = stages.pretrain(pixels, out=tmp_path / "run", **TINY, test_size=12).path
+    weights = "backbone.safetensors"
+    assert (run / weights).read_bytes() == (finished / weights).read_bytes(), "training is the same"
+    backbone, image, _ = load_backbone(run)
+    as_trained = load_backbone(finished)
+    assert (backbone.spec.image_size, image.size, as_trained[1].size) == (12, 12, 8)
+    assert image == dataclasses.replace(as_trained[1], size=12)
+    stages.embed(run, images, out=tmp_path / "features.npz", progress=False)
+    loaded = load_images(images, image_size=12)
+    wanted = extract_features(as_trained[0], loaded, image, progress=False).values
+    torch.testing.assert_close(torch.as_tensor(np.load(tmp_path / "features.npz")["embedding"]), wanted)
+    student = stages.distill(pixels, teacher=run, out=tmp_path / "student", **{**TINY, "image_size": None}).path
+    assert load_backbone(student)[1].size == 12, "as its teacher"
+
+
+def test_a_test_size_that_the_weights_do_not_allow_is_refused_and_leaves_no_run(pixels, tmp_path):
+    with pytest.raises(BackboneError, match="--test-size 12: vit_micro_p4 has weights that belong to images of 8 pix"):
+        stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "backbone": "vit_micro_p4"}, test_size=12)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_on_other_images_is_another_run(finished, pixels):

@@ -181,6 +181,8 @@ def _said(name: Any, argument: str, earlier: Mapping[str, Stage]) -> int | None:
     if stage is None:
         return None
     own = stage.arguments.get(argument)
+    if argument == "image_size":
+        own = stage.arguments.get("test_size") or own
     if isinstance(own, int):
         return own
     begun_from = (stage.arguments.get(key) for key in ("run", "teacher", "init"))
@@ -226,7 +228,8 @@ def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) ->
 
 
 _NUMBERS = {
-    **dict.fromkeys(("epochs", "batch_size", "image_size", "workers", "seed", "accumulate", "checkpoint_steps"), int),
+    **dict.fromkeys(("epochs", "batch_size", "image_size", "test_size", "workers"), int),
+    **dict.fromkeys(("seed", "accumulate", "checkpoint_steps"), int),
     **dict.fromkeys(("num_clusters", "grid", "pca_dim", "kmeans_iterations", "images_per_cluster"), int),
     "min_cluster_size": int,
     **dict.fromkeys(("minutes", "lr"), float),

@@ -51,6 +51,11 @@ class Plan:
     clusters: Clusters | None = None  # of a method that needs them
 
     @property
+    def test_image(self) -> ImageSpec:
+        """What the finished network looks at: `image`, in the size that was asked for."""
+        return replace(self.image, size=self.request.test_size or self.image.size)
+
+    @property
     def backbone_name(self) -> str:
         """The network to build: what was asked for, or what the method makes of it."""
         from attar.methods.base import load
@@ -108,6 +113,7 @@ class Plan:
                 "digest": self.teacher.digest,
             },
             "image": plain(self.image.to_json()),
+            "test_size": request.test_size,
             "seed": request.seed,
             "precision": self.precision,
             "accumulate": request.accumulate,
@@ -139,7 +145,10 @@ _OF_DIGESTS = {
     "teacher": "teacher: other weights",
     "init": "init: other weights",
 }
-_IDENTITY = ("method", "settings", "minutes", "backbone", "image", "seed", "precision", "accumulate", "pretrained")
+_IDENTITY = (
+    *("method", "settings", "minutes", "backbone", "image", "test_size"),
+    *("seed", "precision", "accumulate", "pretrained"),
+)
 
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Request:
     minutes: float | None
     batch_size: int | None
     image_size: int | None
+    test_size: int | None = None
     channels: int | str
     stem: str
     pretrained: bool
@@ -138,6 +139,7 @@ _LEAST = {
     "epochs": 1,
     "batch_size": 1,
     "image_size": 8,
+    "test_size": 8,
     "workers": 1,
     "seed": 0,
     "accumulate": 1,

@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import RecipeError
+from attar.errors import BackboneError, RecipeError
 from attar.planning import Plan, cache_of, clusters_of, make_plan, must_be_the_same, saved_recipe
 from attar.request import Request, check
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
+    from attar.data.images import ImageSpec
     from attar.methods.base import Trained
+    from attar.models.backbones import Backbone
     from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.train.loop import FitResult, Job
@@ -118,6 +120,8 @@ def _build(request: Request, plan: Plan, world: Any) -> Job:
         projector = load_head(Path(request.init), "projector")
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
+    if request.test_size is not None:
+        _check_test_size(backbone, plan.test_image.size)
     if backbone.reduces_to_a_pixel():
         logger.warning(
             "%s reduces images of %d pixels to a single position before it pools, so most of its depth sees no "
@@ -152,6 +156,23 @@ def _build(request: Request, plan: Plan, world: Any) -> Job:
     )
     method = module.METHOD(plan.recipe, backbone, setup)
     return Job(method, views, plan.images, plan.image, world, options, num_views or None)
+
+
+def _check_test_size(backbone: Backbone, size: int) -> None:
+    """Raises BackboneError if the same weights do not make a network for images of this size."""
+    import torch
+
+    from attar.models.backbones import build_backbone
+
+    spec = backbone.spec
+    with torch.random.fork_rng(devices=[]):
+        tested = build_backbone(spec.name, channels=spec.channels, image_size=size, stem=spec.stem)
+    shapes = [{name: value.shape for name, value in b.state_dict().items()} for b in (backbone, tested)]
+    if shapes[0] != shapes[1]:
+        raise BackboneError(
+            f"--test-size {size}: {spec.name} has weights that belong to images of {spec.image_size} pixels. Leave it "
+            "out, or take a convnet."
+        )
 
 
 def _asked_once(request: Request, plan: Plan, views: Any, num_views: int, world: Any) -> Teacher:
@@ -202,13 +223,14 @@ def _fit_into_minutes(job: Job, minutes: float) -> Job:
 def _say(plan: Plan, job: Job) -> None:
     parameters = sum(p.numel() for p in job.method.backbone.parameters()) / 1e6
     logger.info(
-        "%s (recipe %s) trains %s, %.2f M parameters, on %d images of %d px for %s of %s; %s, %s.",
+        "%s (recipe %s) trains %s, %.2f M parameters, on %d images of %d px%s for %s of %s; %s, %s.",
         plan.request.method,
         plan.recipe_name,
         plan.backbone_name,
         parameters,
         len(job.images),
         job.image.size,
+        "" if plan.test_image == plan.image else f" (then {plan.test_image.size} px)",
         _counted(job.recipe.epochs, "epoch"),
         _counted(job.plan.steps_per_epoch, "step"),
         job.world.device,
@@ -243,7 +265,7 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
         answered = method.answers(views)
     if answered is not None:
         contact_sheet(answered, job.image, num_images=8).save(run / "answers.png")
-    collect_gallery(method.backbone, job.image, job.images, out=run / "gallery.npz", device=job.world.device)
+    collect_gallery(method.backbone, plan.test_image, job.images, out=run / "gallery.npz", device=job.world.device)
     if plan.clusters is not None:
         _keep_clusters(run, plan, plan.clusters, job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
@@ -251,16 +273,16 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
     kept = ("kind", "method", "recipe", "settings", "data", "teacher", "init", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
     for name, other in method.others().items():
-        _save(run / name, other, job, provenance | {"part": name})
+        _save(run / name, other, job, plan.test_image, provenance | {"part": name})
     own = Trained(method.backbone, method.projector, method.classifier)
-    _save(run.path, own, job, provenance)  # last: its presence means complete
+    _save(run.path, own, job, plan.test_image, provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
     logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
 
 
-def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) -> None:
-    """Heads, then the backbone."""
+def _save(folder: Path, trained: Trained, job: Job, image: ImageSpec, provenance: dict[str, Any]) -> None:
+    """Heads, then the backbone, which looks at `image` from now on."""
     from attar.models.heads import MLP
     from attar.models.saved import save_backbone, save_head
 
@@ -268,7 +290,8 @@ def _save(folder: Path, trained: Trained, job: Job, provenance: dict[str, Any]) 
     for name, head in (("projector", trained.projector), ("classifier", trained.classifier)):
         if isinstance(head, MLP):
             save_head(folder, name, head, classes=job.method.class_names or job.images.classes)
-    save_backbone(folder, trained.backbone, job.image, provenance=provenance)
+    trained.backbone.spec = replace(trained.backbone.spec, image_size=image.size)
+    save_backbone(folder, trained.backbone, image, provenance=provenance)
 
 
 def _keep_clusters(run: RunFolder, plan: Plan, clusters: Clusters, device: Any) -> None:

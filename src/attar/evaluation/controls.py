@@ -86,7 +86,8 @@ def random_init(model: Subject, num_networks: int = 1) -> Iterator[Subject]:
     some = train.subset(order[:STATISTICS_IMAGES])
     plain = _fresh(model, 0)
     measured = replace(plain, backbone=copy.deepcopy(plain.backbone))
-    calibrate = _calibrate(measured, some) and _stronger(measured, plain, train.subset(order[:CHOICE_IMAGES]))
+    judges = train if len(train) <= CHOICE_IMAGES else train.subset(order[:CHOICE_IMAGES])
+    calibrate = _calibrate(measured, some) and _stronger(measured, plain, judges)
     first = measured if calibrate else plain
     del plain, measured
     yield first
@@ -123,7 +124,10 @@ def _stronger(measured: Subject, plain: Subject, some: Images) -> bool:
     """Whether measured statistics recognise neighbours among these images at least as well."""
     from attar.train.health import online_knn
 
-    features = [replace(c, task=replace(c.task, train=some, progress=False)).train for c in (measured, plain)]
+    seen = [measured, plain]
+    if some is not measured.task.train:
+        seen = [replace(c, task=replace(c.task, train=some, progress=False)) for c in seen]
+    features = [c.train for c in seen]
     first, second = (online_knn(f.values, f.labels) for f in features if f.labels is not None)
     return first >= second
 

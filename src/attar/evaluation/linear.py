@@ -10,7 +10,8 @@ torch computes), and SGD for sets too large for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +30,7 @@ FALLBACK_PENALTY = 0.1  # where some class has a single training image, so that 
 HELD_OUT = 0.2
 MANY_SPLITS_BELOW = 2000  # training images; below, one held-out part is too noisy to choose by
 LBFGS_VALUES = 500_000_000  # features in all above which `auto` takes SGD: 2 GB of float32 read twice an iteration
+ONE_THREAD_VALUES = 1_000_000  # features in all below which waking a second thread takes longer than what it would do
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,22 @@ def linear_probe(
         basis = torch.linalg.qr(x.T).Q
         x = x @ basis
     # SciPy's BLAS works on a few vectors only; its idle threads would keep torch's from the cores (20 times slower)
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(1, user_api="blas"), _threads_of_torch(1 if x.numel() < ONE_THREAD_VALUES else None):
         penalty, start = _choose_by_lbfgs(x, labels, num_classes, tried, splits)
         weight = fit_logistic(x, labels, num_classes=num_classes, penalty=penalty, start=start)
     matrix = weight[:-1] if basis is None else basis @ weight[:-1]
     return LinearProbe(standardise, matrix, weight[-1], penalty, solver)
+
+
+@contextmanager
+def _threads_of_torch(number: int | None) -> Iterator[None]:
+    """None: as many as it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fit_logistic(
