@@ -230,6 +230,7 @@ def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, t
     loaded = load_images(images, image_size=12)
     wanted = extract_features(as_trained[0], loaded, image, progress=False).values
     torch.testing.assert_close(torch.as_tensor(np.load(tmp_path / "features.npz")["embedding"]), wanted)
+    assert "8 pixels, then 12" in stages.report([run], out=tmp_path / "report.html").read_text()
     student = stages.distill(pixels, teacher=run, out=tmp_path / "student", **{**TINY, "image_size": None}).path
     assert load_backbone(student)[1].size == 12, "as its teacher"
 

@@ -197,7 +197,7 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
             found.append((f"{100 * kept:.0f} %", "of the teacher", "what it has above chance"))
     data = run.recipe["data"]
     seen = "images, with labels" if data.get("labels_digest") else "images, no labels"
-    found.append((f"{data['num_images']:,}", seen, f"{run.recipe['image']['size']} pixels"))
+    found.append((f"{data['num_images']:,}", seen, pixels_of(run.recipe)))
     if run.fit:
         found.append(
             (_duration(run.fit["seconds"]), "of training", f"{run.fit['images_per_second']:.0f} images a second")
@@ -449,13 +449,19 @@ def confusion_of(details: dict[str, Any]) -> dict[str, Any] | None:
     return {"classes": classes, "rows": rows, "what": " ".join([what, details.get("variant", "")]).strip()}
 
 
+def pixels_of(recipe: dict[str, Any]) -> str:
+    """The size of the images in training, and the one the finished network looks at where that is another."""
+    trained, tested = recipe["image"]["size"], recipe.get("test_size")
+    return f"{trained} pixels" + (f", then {tested}" if tested and tested != trained else "")
+
+
 def lineage_of(run: RunContent) -> dict[str, Any]:
     recipe = run.recipe
     image, data = recipe["image"], recipe["data"]
     facts = {
         "run": run.name,
         "method": f"{recipe['method']}, recipe {recipe['recipe']}",
-        "network": f"{recipe['backbone']['name']}, {image['channels']} channels, {image['size']} pixels",
+        "network": f"{recipe['backbone']['name']}, {image['channels']} channels, {pixels_of(recipe)}",
         "data": f"{data['source']}: {data['num_images']:,} images, digest {data['digest'][:12]}",
         "teacher": recipe["teacher"]["name"] if recipe.get("teacher") else "none",
         "first weights": recipe["init"]["name"] if recipe.get("init") else "drawn by the seed",
