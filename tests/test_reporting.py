@@ -187,6 +187,11 @@ def test_several_runs_are_drawn_over_their_size_and_latency(finished, tmp_path):
     assert "trade-off" in page.ids and "better is not beaten" in page.text and "Left out: elsewhere" in page.text
     section = text[text.index('id="trade-off"') :].split("</section>")[0]
     assert section.count("<svg") == 2 and "ONNX" not in section, "nothing was exported"
+    bare = tmp_path / "teacher"
+    bare.mkdir()
+    shutil.copy(finished / "recipe.yaml", bare)
+    page = Page(write_report([bare, finished, better], tmp_path / "b.html").read_text())
+    assert "trade-off" in page.ids and "Left out: teacher" in page.text, "the first that was evaluated is the measure"
     (better / "export.json").write_text(json.dumps({"onnx": _onnx(0.7)}))
     (finished / "export.json").write_text(json.dumps({"onnx": _onnx(0.5)}))
     text = write_report([finished, better], tmp_path / "r2.html").read_text()

@@ -11,6 +11,7 @@ from PIL import Image
 from attar.data.doctor import doctor
 from attar.data.duplicates import gradient_hash, joined_groups, near_pairs, thumbnail
 from attar.errors import DataError
+from attar.planning import _LARGEST_BATCH
 
 
 def kinds(findings):
@@ -102,6 +103,11 @@ def test_the_suggested_batch_is_no_larger_than_training_takes_by_itself(make, tm
     taken = _fitting_batch(resolve_recipe("simclr", "small"), number, world, None)["batch_size"]
     settings = doctor(make.folder(tmp_path / "f", number), progress=False).suggestion.settings
     assert settings["batch_size"] == min(taken, 16), "of 200 images smaller, for more steps"
+
+
+def test_of_many_small_images_no_batch_is_suggested_that_a_cpu_would_not_take():
+    pixels = np.random.default_rng(0).integers(0, 256, (4500, 8, 8, 1), np.uint8)
+    assert doctor(pixels, progress=False).suggestion.settings["batch_size"] == _LARGEST_BATCH["cpu"]
 
 
 def test_suggested_command_is_one_that_exists(make, tmp_path):

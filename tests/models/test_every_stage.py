@@ -5,6 +5,7 @@ import torch
 
 from attar.errors import BackboneError
 from attar.models.backbones import build_backbone, check_name
+from attar.models.saved import load_backbone, timm_image
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -45,3 +46,18 @@ def test_refusals():
             build_backbone(f"stages_{name}", image_size=32)
     with pytest.raises(BackboneError, match="'resnet_8'"):
         check_name("stages_resnet_8")
+
+
+def test_published_weights_come_with_what_they_were_trained_on():
+    plain, read = (build_backbone(name, image_size=64) for name in ("resnet18", "stages_resnet18"))
+    assert timm_image(read, 64) == timm_image(plain, 64)
+    with pytest.raises(BackboneError, match="lab_resnet18 has no published weights of its own"):
+        timm_image(build_backbone("lab_resnet18", image_size=64), 64)
+    with pytest.raises(BackboneError, match="stages_resnet8 has no published weights; as a teacher"):
+        load_backbone("stages_resnet8")
+
+
+def test_its_name_comes_first():
+    check_name("stages_lab_resnet8")
+    with pytest.raises(BackboneError, match="stages_ stands first in a name"):
+        check_name("lab_stages_resnet8")

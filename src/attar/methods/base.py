@@ -339,7 +339,8 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
     """A named recipe of a method (None: its first) with some fields replaced, checked and typed.
 
     Strings are converted to the field's type, so values may come from a command line. All settings of a run may be
-    passed back, as its recipe.yaml holds them: of a complete set only what differs from the recipe counts as given.
+    passed back with the same `recipe`, as its recipe.yaml holds them: of a complete set only what differs from the
+    recipe counts as given.
 
     Raises:
         RecipeError: unknown recipe, a field the recipe does not have, a value of the wrong type, or a setting

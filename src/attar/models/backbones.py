@@ -254,6 +254,8 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     name = name.removeprefix(lab.prefix_of(name))
     if cut := early_exit.parse(name):
         name = cut[1]
+    if name.startswith(every_stage.PREFIX):
+        raise BackboneError(f"{name}: {every_stage.PREFIX} stands first in a name, and not within another.")
     if name in handcrafted.NAMES or small_vits.matches(name) or build_small(name, channels=3) is not None:
         if stem == "small":
             raise BackboneError(f"{name} takes no stem=small: it would be ignored. Leave it out.")

@@ -40,6 +40,7 @@ class EveryStage(nn.Module):
         if hasattr(network, "prune_intermediate_layers"):  # of timm; weights that get no gradient would stop DDP
             network.prune_intermediate_layers([len(maps) - 1], prune_norm=True, prune_head=True)
         self.whole = whole
+        self.pretrained_cfg = getattr(network, "pretrained_cfg", None)  # what timm says of published weights
 
     def stages_of(self, images: Tensor) -> dict[str, Tensor]:
         return self.whole.stages(images)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attar.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from attar.errors import BackboneError, CheckpointError
-from attar.models import handcrafted
+from attar.models import every_stage, handcrafted
 from attar.models.backbones import Backbone, BackboneSpec, build_backbone, build_small, check_name
 from attar.models.heads import MLP
 
@@ -256,7 +256,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def _is_timm(name: str) -> bool:
     from attar.models import small_vits
 
-    if build_small(name, channels=3) is not None or small_vits.matches(name):
+    plain = name.removeprefix(every_stage.PREFIX)
+    if build_small(plain, channels=3) is not None or small_vits.matches(plain):
         raise BackboneError(
             f"{name} has no published weights; as a teacher or for evaluation give a run folder, a timm name, or "
             f"{name}@FILE with weights of your own."
@@ -272,7 +273,12 @@ def plain_image(size: int, channels: int) -> ImageSpec:
 
 def timm_image(backbone: Backbone, image_size: int | None) -> ImageSpec:
     """What timm says the weights were trained with."""
-    config: dict[str, Any] = dict(backbone.network.pretrained_cfg)  # type: ignore[arg-type]
+    config: dict[str, Any] | None = getattr(backbone.network, "pretrained_cfg", None)  # type: ignore[assignment]
+    if config is None:
+        raise BackboneError(
+            f"{backbone.spec.name} has no published weights of its own; as a teacher or for evaluation give a run "
+            "folder."
+        )
     channels, size = backbone.spec.channels, image_size or config["input_size"][-1]
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if channels != len(mean):  # timm sums or repeats the first layer's weights for other channels

@@ -131,7 +131,7 @@ def _about(contents: list[RunContent]) -> dict[str, Any]:
         "low_labels": low_label_plot(main),
         "layers": layers_plot(main),
         "exits": exits_plot(main),
-        "trade_off": trade_off_of(contents),
+        "trade_off": trade_off_of(contents, main),
         "curves": curve_plots(contents),
         "health": health_of(main),
         "views": image_uri(main.path / "views.png"),
@@ -205,13 +205,13 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
     return found
 
 
-def trade_off_of(runs: Sequence[RunContent]) -> dict[str, Any] | None:
-    details = runs[0].details
+def trade_off_of(runs: Sequence[RunContent], main: RunContent) -> dict[str, Any] | None:
+    details = main.details
     if len(runs) < 2 or not details:
         return None
     metric, protocol = details["metric"], details["protocol"]
     what = " ".join([PROTOCOLS.get(protocol, protocol), details["variant"]]).strip()
-    return trade_off(runs, value_name=f"{METRICS.get(metric, metric)}, {what}")
+    return trade_off(runs, main, value_name=f"{METRICS.get(metric, metric)}, {what}")
 
 
 def control_plots(run: RunContent) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """What each of several runs reaches, over its size and its latency: the curve a person chooses from.
 
-Runs are compared by one measurement, that of the first one's verdict, on the same images. The latency in PyTorch is
-measured while the report is written, one network after another on this machine; that of ONNX Runtime is the exports'.
+Runs are compared by one measurement, that of the verdict of the page's subject, on the same images. The latency in
+PyTorch is measured while the report is written, one network after another on this machine; that of ONNX Runtime is the
+exports'.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Point:
     exported: float | None
 
 
-def trade_off(runs: Sequence[RunContent], *, value_name: str) -> dict[str, Any] | None:
+def trade_off(runs: Sequence[RunContent], main: RunContent, *, value_name: str) -> dict[str, Any] | None:
     """Plots of value over size, over latency, and in words who is not beaten; None for fewer than two runs."""
-    rows = {run.path: row for run in runs if (row := _comparable_row(run, runs[0])) is not None}
+    rows = {run.path: row for run in runs if (row := _comparable_row(run, main)) is not None}
     points = [_point(run, rows[run.path]) for run in runs if run.path in rows]
     if len(points) < 2:
         return None
