@@ -339,8 +339,8 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
     """A named recipe of a method (None: its first) with some fields replaced, checked and typed.
 
     Strings are converted to the field's type, so values may come from a command line. All settings of a run may be
-    passed back with the same `recipe`, as its recipe.yaml holds them: of a complete set only what differs from the
-    recipe counts as given.
+    passed back, as its recipe.yaml holds them, with or without epochs: of a complete set only what no recipe of the
+    method has counts as given.
 
     Raises:
         RecipeError: unknown recipe, a field the recipe does not have, a value of the wrong type, or a setting
@@ -373,8 +373,10 @@ def resolve_recipe(method: str, recipe: str | None = None, overrides: dict[str, 
         wanted = _numbers_wanted(fields.get(name, ""))
         why = f"; give {wanted}, separated by commas" if wanted else f": {first['msg']}"
         raise RecipeError(f"{method}: {name}={given!r} is not accepted{why}.") from None
-    complete = overrides.keys() >= fields.keys()
-    counted = [name for name in overrides if not complete or getattr(resolved, name) != getattr(base, name)]
+    counted = list(overrides)
+    if overrides.keys() >= fields.keys() - {"epochs"}:  # all of a run, which may have had another recipe
+        usual = {name: [getattr(one, name) for one in recipes.values()] for name in fields}
+        counted = [name for name in overrides if getattr(resolved, name) not in usual[name]]
     given_names = frozenset(counted)
     _refuse_ignored(method, resolved, given_names)
     _refuse_contradictions(method, resolved, given_names)
