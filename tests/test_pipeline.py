@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from attar import stages
 from attar.errors import AttarError, RecipeError
 from attar.pipeline import read_pipeline, run
 
@@ -79,6 +80,11 @@ def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
     settings = yaml.safe_load((out / "student" / "recipe.yaml").read_text())["settings"]
     assert (settings["num_clusters"], settings["layer"]) == (20, "stage3"), "the recipe says what was done"
     assert (out / "student" / "clusters" / "clusters.json").is_file()
+    again = {key: value for key, value in student.items() if key not in ("epochs", "batch_size")}
+    again |= {"teacher": out / "clusters", "out": out / "again"}
+    stages.distill(**again, settings=settings)  # all that recipe.yaml says may be given again, clusters' settings too
+    with pytest.raises(RecipeError, match="num_clusters would be ignored: the clusters of .* are made"):
+        stages.distill(**again | {"out": out / "other"}, settings=settings | {"num_clusters": 30})
     page = (out / "report.html").read_text()
     assert "What is in the clusters of student" in page and "What is in the clusters of clusters" in page
     recipe["stages"][1]["cluster"]["num_clusters"] = 10

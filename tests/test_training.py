@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import shlex
 import shutil
 import signal
@@ -47,6 +48,7 @@ def finished(pixels, tmp_path_factory):
         ({"settings": {"temperatur": 1}}, "unknown recipe field 'temperatur'"),
         ({"recipe": "smal"}, "unknown recipe 'smal'"),
         ({"lr": -1.0}, "--lr -1.0: it must be more than 0"),
+        ({"lr": math.inf}, "--lr inf: it must be more than 0, and finite"),
         ({"minutes": -1.0, "epochs": None}, "--minutes -1.0: it must be more than 0"),
         ({"epochs": 0}, "--epochs 0: it must be 1 or more"),
         ({"batch_size": 0}, "--batch-size 0: it must be 1 or more"),
@@ -83,6 +85,10 @@ def test_mistakes_are_found_before_the_first_image_is_read(tmp_path, monkeypatch
         ("dino", "levit_128s", 224, "photo"),
         ("dino", "resmlp_12_224", 224, "photo"),
         ("dino", "convnext_atto", 96, "photo"),
+        ("dino", "convnext_atto_rms", 96, "photo"),
+        ("dino", "poolformer_s12", 224, "photo"),
+        ("dino", "efficientvit_b0", 224, "convnet"),
+        ("dino", "resnet50_gn", 224, "convnet"),
         ("dino", "botnet26t_256", 256, "convnet"),
         ("dino", "seresnet50", 96, "convnet"),
         ("dino", "skresnet18", 96, "convnet"),

@@ -148,7 +148,7 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             _check_channels(stage, earlier)
             taught_by = earlier.get(taught_by) if isinstance(taught_by, str) else None
             if taught_by and taught_by.kind == "cluster":
-                check_not_about_clusters(request, str(taught_by.name))
+                check_not_about_clusters(request.overrides, str(taught_by.name))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
             _check_clustered(stage.arguments, earlier)

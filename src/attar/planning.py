@@ -9,6 +9,7 @@ import logging
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -352,17 +353,22 @@ def cache_of(request: Request) -> Path:
 
 
 def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recipe:
-    """The recipe with the settings of clusters that are made already; the person's own would be ignored."""
-    check_not_about_clusters(request, str(request.teacher))
+    """The recipe with the settings of clusters that are made already; a person's own, where others, would be ignored.
+
+    Raises:
+        RecipeError: for those.
+    """
     settings = asdict(clusters.settings)
+    other = [name for name in request.overrides if name in settings and getattr(recipe, name) != settings[name]]
+    check_not_about_clusters(other, str(request.teacher))
     return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
 
 
-def check_not_about_clusters(request: Request, clusters: str) -> None:
+def check_not_about_clusters(given: Iterable[str], clusters: str) -> None:
     """Raises RecipeError for settings that clusters which are made already would ignore."""
     from attar.models.clusters import ClusterSettings
 
-    for name in request.overrides:
+    for name in given:
         if name in ClusterSettings.__dataclass_fields__:
             raise RecipeError(f"{name} would be ignored: the clusters of {clusters} are made. Leave it out.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,8 +103,8 @@ def check(request: Request) -> None:
             raise RecipeError(f"--{option.replace('_', '-')} {given}: it must be {least} or more.")
     for option in ("minutes", "lr"):
         given = getattr(request, option)
-        if given is not None and not given > 0:
-            raise RecipeError(f"--{option} {given}: it must be more than 0.")
+        if given is not None and not 0 < given < math.inf:
+            raise RecipeError(f"--{option} {given}: it must be more than 0, and finite.")
     if request.minutes is not None and "epochs" in request.overrides:
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
     usual = _USUAL & load(request.method).RECIPES.keys()

@@ -61,6 +61,8 @@ def test_what_cannot_be_kept_is_an_error(bench, backbone):
         bench("finetune", from_layer=3)
     with pytest.raises(RecipeError, match="no run that kept one"):
         METHOD(built.method.recipe, backbone(), Setup(image=built.setup.image, images=built.images))
+    with pytest.raises(RecipeError, match="takes 7 features; .* has [0-9]+. Start from the features"):
+        classifier_on(MLP([7, 20, 12]), built.method.backbone, 1, 3)
     bare = bench("finetune", from_layer=0).method.recipe
     METHOD(bare, backbone(), Setup(image=built.setup.image, images=built.images))
 

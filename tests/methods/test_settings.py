@@ -198,6 +198,8 @@ def test_all_settings_of_a_run_suit_whatever_recipe_is_the_usual_one():
         ("sskd", "keep_wrong=3", "give a number from 0 to 1"),
         ("sskd", "transformed_keep_wrong=-1", "give a number from 0 to 1"),
         ("dinov2", "layer_decay=-1", "give a number above 0, at most 1"),
+        ("simclr", "base_lr=inf", "give a number that is not infinite"),
+        ("dino", "global_scale=0.1,inf", "give a number that is not infinite"),
     ],
 )
 def test_a_value_without_sense_is_refused(method, given, accepted):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -406,6 +407,10 @@ def _check_range(method: str, name: str, value: Any, *, default: Any) -> None:
     """
     if value == default:
         return
+    parts = value if isinstance(value, tuple) else (value,)
+    numbers = [part for part in parts if isinstance(part, (int, float)) and not isinstance(part, bool)]
+    if math.inf in map(abs, numbers):
+        raise RecipeError(f"{method}: {name}={value} is not accepted; give a number that is not infinite.")
     if isinstance(value, tuple) and len(value) == 2:
         for pattern, accepted, in_order in _BOUNDS:
             if re.fullmatch(pattern, name) and not in_order(*value):
@@ -413,8 +418,6 @@ def _check_range(method: str, name: str, value: Any, *, default: Any) -> None:
                 raise RecipeError(f"{method}: {name}={given} is not accepted; give two numbers, {accepted}.")
     for pattern, accepted, fits in _RANGES:
         if re.fullmatch(pattern, name):
-            parts = value if isinstance(value, tuple) else (value,)
-            numbers = [part for part in parts if isinstance(part, (int, float)) and not isinstance(part, bool)]
             if not all(map(fits, numbers)):
                 if isinstance(default, (int, float)) and not fits(default):
                     accepted = f"{accepted}, or {default}"

@@ -80,8 +80,7 @@ class Backbone(nn.Module):
 
     def reduces_to_a_pixel(self) -> bool:
         """Does the last map hold a single position, so that nothing is left to pool? For images that are too small."""
-        spec = self.spec
-        if spec.name in handcrafted.NAMES:
+        if self.spec.name in handcrafted.NAMES or isinstance(self.network, every_stage.EveryStage):
             return False
         maps = list(self.stages_of_blank().values())
         return bool(maps) and maps[-1].ndim == 4 and maps[-1].shape[2:] == (1, 1) and maps[0].shape[2:] != (1, 1)
@@ -255,7 +254,10 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     if cut := early_exit.parse(name):
         name = cut[1]
     if name.startswith(every_stage.PREFIX):
-        raise BackboneError(f"{name}: {every_stage.PREFIX} stands first in a name, and not within another.")
+        raise BackboneError(
+            f"{name}: {every_stage.PREFIX} stands first in a name, and not within another. Methods that take a network "
+            "apart (colorization, cmc) or cut it (byot) need it without."
+        )
     if name in handcrafted.NAMES or small_vits.matches(name) or build_small(name, channels=3) is not None:
         if stem == "small":
             raise BackboneError(f"{name} takes no stem=small: it would be ignored. Leave it out.")
@@ -263,7 +265,10 @@ def check_name(name: str, *, stem: str = "standard") -> None:
     import timm
 
     if not timm.is_model(name):
-        raise BackboneError(unknown_name("backbone", name, backbone_names(with_timm=True)))
+        known = backbone_names(with_timm=True)
+        if "stage" in name or not name:  # nearly the prefix, or it alone
+            known = [every_stage.PREFIX + one for one in known]
+        raise BackboneError(unknown_name("backbone", name or every_stage.PREFIX, known))
 
 
 def build_small(name: str, *, channels: int) -> nn.Module | None:
@@ -406,6 +411,7 @@ def published_config(name: str) -> Any:
     """What timm says of a network's default weights (their place, the images they want); None for other names."""
     import timm
 
+    name = name.removeprefix(every_stage.PREFIX)
     return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 

@@ -23,7 +23,8 @@ PREFIX = "stages_"
 class EveryStage(nn.Module):
     """Images (B, C, H, W) -> features (B, sum of the stages' channels).
 
-    whole: the network whose maps are read; what it does after the last of them is cut off, in place.
+    whole: the network whose maps are read; what it does after the last of them is cut off, in place. cut: the names
+    that the weights of that part had.
 
     Raises:
         BackboneError: a network without maps that shrink on the way (vision transformers), or handcrafted features.
@@ -37,10 +38,15 @@ class EveryStage(nn.Module):
             name = whole.spec.name
             raise BackboneError(f"{PREFIX}{name}: {name} has no maps that shrink on the way. Take a convnet.")
         network: Any = whole.network
+        names = network.state_dict().keys()
         if hasattr(network, "prune_intermediate_layers"):  # of timm; weights that get no gradient would stop DDP
             network.prune_intermediate_layers([len(maps) - 1], prune_norm=True, prune_head=True)
         self.whole = whole
+        self.cut = frozenset(names - network.state_dict().keys())
         self.pretrained_cfg = getattr(network, "pretrained_cfg", None)  # what timm says of published weights
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.whole.network.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def stages_of(self, images: Tensor) -> dict[str, Tensor]:
         return self.whole.stages(images)

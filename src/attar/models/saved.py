@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def start_from(backbone: Backbone, spec: str | Path) -> str:
     """Give a new backbone the weights of a finished run or of NAME@FILE, all of them; returns their digest.
 
     The run's network may have another name as long as all parameters have the same names and shapes, as a network of
-    real weights and its binary twin do.
+    real weights and its binary twin do. stages_NAME takes the weights of NAME, too.
 
     Raises:
         CheckpointError: no finished run, damaged weights, or another network.
@@ -125,14 +125,17 @@ def start_from(backbone: Backbone, spec: str | Path) -> str:
 
     digest, folder = saved_digest(spec), Path(spec)
     if parts := weights_file.name_and_file(spec):
-        if parts[0] != backbone.spec.name:
+        if parts[0] not in (backbone.spec.name, backbone.spec.name.removeprefix(every_stage.PREFIX)):
             raise CheckpointError(f"--init {spec} is a {parts[0]}, and the backbone a {backbone.spec.name}.")
         weights_file.fill(backbone, parts[1])
         return digest
+    theirs = json.loads((folder / "backbone.json").read_text())["backbone"]["name"]
+    network: Any = backbone.network
+    read = isinstance(network, every_stage.EveryStage) and not theirs.startswith(every_stage.PREFIX)
+    module, cut = (network.whole, {f"network.{name}" for name in network.cut}) if read else (backbone, set())
     try:
-        _load_weights(folder / "backbone.safetensors", backbone, digest)
+        _load_weights(folder / "backbone.safetensors", module, digest, without=cut)
     except CheckpointError as error:
-        theirs = json.loads((folder / "backbone.json").read_text())["backbone"]["name"]
         raise CheckpointError(
             f"{folder} holds a {theirs}, whose weights do not fit {backbone.spec.name}: {error}"
         ) from None
@@ -153,8 +156,8 @@ def saved_digest(spec: str | Path) -> str:
     return json.loads(description.read_text())["sha256"]
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a .safetensors file into a module; names must match in full, both ways.
+def load_weights(module: nn.Module, path: Path, *, without: Collection[str] = ()) -> None:
+    """Load a .safetensors file into a module; names must match in full, both ways, but for those `without` which.
 
     Raises:
         CheckpointError: missing file, another format, or keys that are missing or left over (named).
@@ -164,7 +167,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: weights are read from .safetensors only; other formats can hold code.")
     try:
-        state = load_file(path)
+        state = {name: tensor for name, tensor in load_file(path).items() if name not in without}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     check_coverage(path, module.state_dict(), state)
@@ -203,12 +206,12 @@ def classes_of(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads((folder / "classifier.json").read_text())["classes"])
 
 
-def _load_weights(path: Path, module: nn.Module, digest: str) -> None:
+def _load_weights(path: Path, module: nn.Module, digest: str, *, without: Collection[str] = ()) -> None:
     if path.is_file() and file_digest(path) != digest:
         raise CheckpointError(
             f"{path} is not what was saved: its digest differs from the description beside it. Restore it from a copy."
         )
-    load_weights(module, path)
+    load_weights(module, path, without=without)
 
 
 def check_coverage(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -84,16 +84,25 @@ def patch_size(backbone: Backbone) -> int:
 def is_transformer(name: str, *, image_size: int, stem: str = "standard") -> bool:
     """Is a network of this name trained as vision transformers are, not as ResNets? Its weights are not made.
 
-    Those with patches, with more layer norms than batch norms (ConvNeXt too), or with most of their weights in linear
-    layers (LeViT, mixers); not ResNets with some attention between their convolutions.
+    Those with patches, with more norms over channels than batch norms (ConvNeXt and PoolFormer too), or with most of
+    their weights in linear layers (LeViT, mixers), whatever comes after the pooling; not ResNets with some attention
+    between their convolutions.
     """
     with torch.device("meta"):
         backbone = build_backbone(name, image_size=image_size, stem=stem)
-    modules = list(backbone.modules())
-    count = {kind: sum(isinstance(m, kind) for m in modules) for kind in (nn.LayerNorm, _BatchNorm)}
-    linear = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
-    total = sum(p.numel() for p in backbone.parameters())
-    return patch_size(backbone) > 1 or count[nn.LayerNorm] > count[_BatchNorm] or 2 * linear > total
+    body = [module for path, module in backbone.named_modules() if ".head." not in f"{path}."]
+    over_channels = sum(_norms_channels(m) for m in body)
+    linear = sum(m.weight.numel() for m in body if isinstance(m, nn.Linear))
+    total = sum(p.numel() for m in body for p in m.parameters(recurse=False))
+    return (
+        patch_size(backbone) > 1 or over_channels > sum(isinstance(m, _BatchNorm) for m in body) or 2 * linear > total
+    )
+
+
+def _norms_channels(module: nn.Module) -> bool:
+    """Layer norm, group norm of a single group, or RMS norm, of which there are several classes."""
+    one_group = isinstance(module, nn.GroupNorm) and module.num_groups == 1
+    return isinstance(module, nn.LayerNorm) or one_group or type(module).__name__.lower().startswith("rmsnorm")
 
 
 def embed(

@@ -21,12 +21,13 @@ from attar.data.images import ImageSpec
 from attar.errors import BackboneError, CheckpointError
 from attar.models import handcrafted
 from attar.models.backbones import Backbone, build_backbone, check_name, published_config
+from attar.models.every_stage import EveryStage
 from attar.models.saved import check_coverage, file_digest, plain_image, timm_image
 
 logger = logging.getLogger("attar")
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-WRAPPERS = ("module.", "network.", "_orig_mod.")  # of DataParallel, of `attar export`, of torch.compile
+WRAPPERS = ("module.", "whole.", "network.", "_orig_mod.")  # of DataParallel, of `attar export`, of torch.compile
 
 
 def name_and_file(spec: str | Path) -> tuple[str, Path] | None:
@@ -141,11 +142,11 @@ def fill(backbone: Backbone, path: Path) -> None:
 
 
 def _fill(backbone: Backbone, held: dict[str, Tensor], path: Path) -> None:
-    network = backbone.network
+    network, cut = _held_by_files(backbone)
     wanted = network.state_dict()
     found = _without_wrapper(held, wanted)
     heads = tuple(f"{name}." for name in _named(backbone, "classifier"))
-    state = {n: t for n, t in found.items() if n in wanted or not (heads and n.startswith(heads))}
+    state = {n: t for n, t in found.items() if n in wanted or not (n in cut or (heads and n.startswith(heads)))}
     for name, tensor in wanted.items():
         if name.endswith(".num_batches_tracked"):  # old files have none; nothing is computed from them
             state.setdefault(name, tensor)
@@ -190,7 +191,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _input_held(backbone: Backbone, held: dict[str, Tensor]) -> tuple[int, str]:
     """Channels and stem of a file's network, by its first layer; the backbone's own where that tells neither."""
-    wanted = backbone.network.state_dict()
+    wanted = _held_by_files(backbone)[0].state_dict()
     named = [f"{layer}.weight" for layer in _named(backbone, "first_conv")]
     first = next((n for n in named or wanted if n in wanted and wanted[n].ndim == 4), "")
     tensor = _without_wrapper(held, wanted).get(first)
@@ -202,6 +203,12 @@ def _input_held(backbone: Backbone, held: dict[str, Tensor]) -> tuple[int, str]:
     if first == "conv1.weight" and tensor.shape[-1] == 3 < wanted[first].shape[-1]:
         stem = "small"
     return channels, stem
+
+
+def _held_by_files(backbone: Backbone) -> tuple[nn.Module, frozenset[str]]:
+    """The network whose tensors files hold, and the names of those that are not needed: stages_NAME takes NAME's."""
+    network: Any = backbone.network
+    return (network.whole.network, network.cut) if isinstance(network, EveryStage) else (network, frozenset())
 
 
 def _named(backbone: Backbone, part: str) -> tuple[str, ...]:

@@ -112,7 +112,13 @@ def classifier_on(projector: nn.Module | None, backbone: Backbone, num_layers: i
                 f"finetune: from_layer={num_layers} starts inside a projector, and there is no run that kept one. Name "
                 "such a run (--init RUN; simclr keeps it), or start from the features (-s from_layer=0)."
             )
-        hidden = projector.spec["dims"][1:-1]
+        seen, *hidden, _ = projector.spec["dims"]
+        if seen != backbone.num_features:
+            raise RecipeError(
+                f"finetune: from_layer={num_layers} starts inside a projector, and the run's takes {seen} features; "
+                f"{backbone.spec.name} has {backbone.num_features}. Start from the features (-s from_layer=0), or give "
+                "the run's own network as --backbone."
+            )
         if not 0 < num_layers <= len(hidden):
             raise RecipeError(
                 f"finetune: from_layer={num_layers} is not accepted: the projector has {len(hidden) + 1} layers, of "
