@@ -241,6 +241,21 @@ def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, t
     assert load_backbone(student)[1].size == 12, "as its teacher"
 
 
+def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monkeypatch):
+    """And evaluation finds them packed."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 40, 40, 3), np.uint8)
+    canvases = []
+
+    def load(*args, **options):
+        canvases.append(load_images(*args, **options).canvas_size)
+        return load_images(*args, **options)
+
+    monkeypatch.setattr("attar.data.load.load_images", load)
+    for name, sizes in (("small", {}), ("large", {"test_size": 24})):
+        stages.pretrain(images, out=tmp_path / name, **TINY, **sizes)
+    assert canvases == [16, 32]
+
+
 def test_a_test_size_that_the_weights_do_not_allow_is_refused_and_leaves_no_run(pixels, tmp_path):
     with pytest.raises(BackboneError, match="--test-size 12: vit_micro_p4 has weights that belong to images of 8 pix"):
         stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "backbone": "vit_micro_p4"}, test_size=12)

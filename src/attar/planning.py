@@ -197,7 +197,7 @@ def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Pla
     if channels == "auto" and known_image is not None:
         channels = known_image.channels
     wanted = request.image_size or (known_image.size if known_image else None)
-    images = _load_images(request, wanted or 224, channels, world)
+    images = _load_images(request, max(wanted or 224, request.test_size or 0), channels, world)
     if known_image is not None and known_image.channels != images.channels:
         raise RecipeError(
             f"the {'teacher' if request.teacher is not None else 'run to start from'} takes {known_image.channels} "

@@ -84,7 +84,8 @@ def pretrain(
             base_lr scaled by the batch.
         image_size: pixels a side; default 224, or the size of the images where they are smaller. test_size: of what the
             finished network looks at, for convnets; default: image_size. Crops show objects larger than whole images
-            do, so that somewhat more suits it (Touvron et al. 2019, arXiv:1906.06423), and training is cheaper.
+            do, so that somewhat more suits it (Touvron et al. 2019, arXiv:1906.06423), and training is cheaper. Crops
+            are cut from images of the larger of the two.
         init: a finished run whose backbone's weights are the first ones; its network may have another name if all
             parameters fit (bnn_resnet20_real starts bnn_resnet20).
         channels: 1, 3, … or "auto". stem: "small" gives networks made for 224 pixels a stem for small images.
