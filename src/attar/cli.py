@@ -582,7 +582,7 @@ def leaderboard(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs and the report.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option("--minutes", help="Time for the two trainings together.")] = 6.5,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for the two trainings together.")] = 6.0,
     seed: Seed = 0,
     device: Device = "auto",
     json_output: Json = False,
