@@ -97,13 +97,14 @@ def test_it_takes_the_weights_of_the_network_it_reads(name, tmp_path):
         start_from(other, tmp_path / "run")
 
 
-def test_activations_can_be_computed_again_instead_of_kept():
+@pytest.mark.parametrize(("name", "inner"), [("resnet18", "layer1"), ("resnet8", "body.stage1")])
+def test_activations_can_be_computed_again_instead_of_kept(name, inner):
     torch.manual_seed(0)
-    kept = build_backbone("stages_resnet18", image_size=32).double()
+    kept = build_backbone(f"stages_{name}", image_size=32).double()
     again = copy.deepcopy(kept)
     again.checkpoint_activations()
     computed = []
-    again.network.whole.network.layer1[0].conv1.register_forward_hook(lambda *_: computed.append(1))
+    again.network.whole.network.get_submodule(inner)[0].conv1.register_forward_hook(lambda *_: computed.append(1))
     for backbone in (kept, again):
         backbone(IMAGES.double()).square().sum().backward()
     for one, other in zip(kept.parameters(), again.parameters(), strict=True):

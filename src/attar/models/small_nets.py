@@ -22,6 +22,8 @@ No network here has a classifier. All take any image of at least 8 pixels (alexn
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -87,10 +89,13 @@ class Staged(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map; the names of these two methods are timm's."""
+        return deque(self._maps(images), maxlen=1).pop()[1]  # keeps one map at a time
+
+    def _maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         again = self.checkpointed and torch.is_grad_enabled()
-        for stage in self.body.values():
+        for name, stage in self.body.items():
             images = checkpoint(stage, images, use_reentrant=False) if again else stage(images)
-        return images
+            yield name, images
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.checkpointed = enable
@@ -99,10 +104,7 @@ class Staged(nn.Module):
         return feature_map.mean(dim=(2, 3))
 
     def stages_of(self, images: Tensor) -> dict[str, Tensor]:
-        maps = {}
-        for name, stage in self.body.items():
-            images = maps[name] = stage(images)
-        return maps
+        return dict(self._maps(images))
 
 
 def initialise(network: nn.Module) -> None:
