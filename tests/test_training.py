@@ -20,12 +20,12 @@ from attar.errors import AttarError, BackboneError, RecipeError, RunChanged, Run
 from attar.evaluation.features import extract_features
 from attar.models.backbones import build_backbone
 from attar.models.saved import load_backbone
-from attar.models.teachers import FrozenTeacher
+from attar.models.teachers import FrozenTeacher, load_teacher
 from attar.planning import _is_command_line
 from attar.request import Request
 from attar.train import loop as training_loop
 from attar.train.log import read_json_lines
-from attar.training import Run, _fit_into_minutes
+from attar.training import Run, _check_test_size, _fit_into_minutes
 
 TINY = {"backbone": "resnet8x0.5", "image_size": 8, "epochs": 1, "batch_size": 64, "progress": False}
 
@@ -237,6 +237,7 @@ def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, t
     wanted = extract_features(as_trained[0], loaded, image, progress=False).values
     torch.testing.assert_close(torch.as_tensor(np.load(tmp_path / "features.npz")["embedding"]), wanted)
     assert "8 pixels, then 12" in stages.report([run], out=tmp_path / "report.html").read_text()
+    assert load_teacher(run).digest != load_teacher(finished).digest, "it answers otherwise: for caches and a resume"
     student = stages.distill(pixels, teacher=run, out=tmp_path / "student", **{**TINY, "image_size": None}).path
     assert load_backbone(student)[1].size == 12, "as its teacher"
 
@@ -254,6 +255,19 @@ def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monke
     for name, sizes in (("small", {}), ("large", {"test_size": 24})):
         stages.pretrain(images, out=tmp_path / name, **TINY, **sizes)
     assert canvases == [16, 32]
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "tested", "text"),
+    [
+        ("maxvit_rmlp_pico_rw_256", 64, 96, "has weights that belong to images of 64 pixels"),
+        ("swin_tiny_patch4_window7_224", 224, 256, "has weights that belong to images of 224 pixels"),
+        ("vgg11_bn", 64, 16, "vgg11_bn cannot take images of 16 x 16 pixels"),
+    ],
+)
+def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, trained, tested, text):
+    with pytest.raises(BackboneError, match=f"--test-size {tested}: {name}? ?.*{text.split(' ', 1)[1]}"):
+        _check_test_size(build_backbone(name, image_size=trained), tested)
 
 
 def test_a_test_size_that_the_weights_do_not_allow_is_refused_and_leaves_no_run(pixels, tmp_path):

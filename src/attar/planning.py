@@ -143,7 +143,7 @@ class Plan:
 _OF_DIGESTS = {
     "data": "data: other images",
     "labels": "labels: other ones",
-    "teacher": "teacher: other weights",
+    "teacher": "teacher: other weights, or other images than it took",
     "init": "init: other weights",
 }
 _IDENTITY = (

@@ -34,7 +34,8 @@ logger = logging.getLogger("attar")
 
 
 class Teacher(Protocol):
-    """What distillers see. num_features_out: width E of the answers. digest: of weights and output."""
+    """What distillers see. num_features_out: width E of the answers. digest: of weights, output and
+    the images it takes."""
 
     num_features_out: int
     digest: str
@@ -384,7 +385,7 @@ def load_teacher(
         head,
         projector=load_head(folder, "projector") if logits else None,
         classes=classes_of(folder) if logits else (),
-        digest=hashlib.sha256(f"{state} {answered}".encode()).hexdigest(),
+        digest=hashlib.sha256(f"{state} {answered} {json.dumps(image.to_json())}".encode()).hexdigest(),
         name=absolute(spec),
         settings=provenance.get("settings"),
         seed=provenance.get("seed"),
