@@ -1,13 +1,17 @@
 """What a person types: the command line as a process, and its errors in the user's words."""
 
+import inspect
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from attar import stages
 from attar.claims import CLAIMS
 from attar.cli import main
+from attar.errors import AttarError
 from attar.methods import CATALOGUE
 
 
@@ -60,6 +64,47 @@ def test_one_method_whole(attar):
     assert "2002.05709" in text and "temperature" in text and "small" in text
     page = json.loads(attar("methods", "simclr", "--json")[0])
     assert page["recipes"]["small"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("command", ["pretrain", "distill"])
+def test_every_option_of_a_training_reaches_it(attar, tmp_path, monkeypatch, command):
+    given = {
+        "method": "byol", "backbone": "resnet8", "recipe": "small", "epochs": 3, "minutes": 2.5, "batch_size": 16,
+        "image_size": 48, "test_size": 80, "channels": 1, "stem": "small", "lr": 0.5, "labels": "column",
+        "label_fraction": 0.25, "label_noise": "symmetric:0.4", "workers": 2, "seed": 7, "device": "cpu",
+        "precision": "fp32", "accumulate": 4, "checkpoint_steps": 9, "init": tmp_path / "init", "cache": tmp_path / "c",
+        "out": tmp_path / "out",
+    }  # fmt: skip
+    switches = ("pretrained", "compile", "checkpoint_activations", "shard", "resume")
+    words = [command, "digits", *(["--teacher", "hog"] if command == "distill" else []), "-s", "temperature=0.2"]
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    words += [f"--{name.replace('_', '-')}" for name in switches]
+    called = []
+
+    def record(source, **options):
+        called.append((source, options))
+        raise AttarError("enough")
+
+    taken = set(inspect.signature(getattr(stages, command)).parameters)
+    monkeypatch.setattr(stages, command, record)
+    attar(*words, code=2)
+    source, options = called[0]
+    assert source == "digits"
+    teacher = {"teacher": "hog"} if command == "distill" else {}
+    assert options == {**given, **dict.fromkeys(switches, True), **teacher, "settings": {"temperature": "0.2"}}
+    assert set(options) == taken - {"source", "progress"}, "nothing that Python takes is left out"
+
+
+def test_commands_set_what_torch_reads_when_it_is_imported(attar, monkeypatch):
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("THP_MEM_ALLOC_ENABLE", "1")):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+        monkeypatch.delenv(name)
+        attar("methods")
+        assert os.environ[name] == value
+        monkeypatch.setenv(name, "mine")
+        attar("methods")
+        assert os.environ[name] == "mine", "a person's own setting stays"
 
 
 @pytest.mark.parametrize(

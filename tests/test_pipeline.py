@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from attar import stages
+import attar
 from attar.errors import AttarError, RecipeError
 from attar.pipeline import read_pipeline, run
 
@@ -82,9 +82,9 @@ def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
     assert (out / "student" / "clusters" / "clusters.json").is_file()
     again = {key: value for key, value in student.items() if key not in ("epochs", "batch_size")}
     again |= {"teacher": out / "clusters", "out": out / "again"}
-    stages.distill(**again, settings=settings)  # all that recipe.yaml says may be given again, clusters' settings too
+    attar.distill(**again, settings=settings)  # all that recipe.yaml says may be given again, clusters' settings too
     with pytest.raises(RecipeError, match="num_clusters would be ignored: the clusters of .* are made"):
-        stages.distill(**again | {"out": out / "other"}, settings=settings | {"num_clusters": 30})
+        attar.distill(**again | {"out": out / "other"}, settings=settings | {"num_clusters": 30})
     page = (out / "report.html").read_text()
     assert "What is in the clusters of student" in page and "What is in the clusters of clusters" in page
     recipe["stages"][1]["cluster"]["num_clusters"] = 10
@@ -284,6 +284,44 @@ def test_a_later_stage_is_about_the_test_size_of_an_earlier_run(tmp_path):
     ]
     with pytest.raises(AttarError, match="8 would be ignored: pretext takes images of 16 pixels"):
         read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": stages}))
+
+
+def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_teacher_trains(tmp_path):
+    student = {**TRAINING, "teacher": "teacher", "backbone": "vit_micro_p4", "test_size": 12, "image_size": None}
+    plan = [{"name": "teacher", "pretrain": TRAINING}, {"name": "student", "distill": student}]
+    with pytest.raises(
+        AttarError, match="stage 2: --test-size 12: vit_micro_p4 has weights that belong to images of 8"
+    ):
+        read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))
+
+
+@pytest.mark.parametrize("teacher", ["clusters", "again", "outside"])
+def test_settings_of_clusters_may_be_said_again_and_no_others(tmp_path, monkeypatch, teacher):
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    clustering = {"run": "pixels", "source": "digits", "num_clusters": 8, "image_size": 8, "pca_dim": 4}
+    plan = [{"name": "clusters", "cluster": clustering}]
+    if teacher == "again":
+        plan.append({"name": "again", "cluster": {"run": "clusters", "source": "digits"}})
+    if teacher == "outside":
+        attar.cluster(**clustering, out=tmp_path / "made", progress=False)
+        plan = [{"name": "outside", "cluster": {"run": str(tmp_path / "made"), "source": "digits"}}]
+    student = {"name": "student", "distill": {**TRAINING, "method": "cluster_transfer", "teacher": teacher}}
+    pipeline = {"out": str(tmp_path / "out"), "stages": [*plan, student]}
+
+    def read(settings):
+        student["distill"]["settings"] = settings
+        return read_pipeline(write(tmp_path / "recipe.yaml", pipeline))
+
+    read({"num_clusters": 8, "pca_dim": 4, "layer": "features", "kmeans_iterations": 50})
+    for other in ({"num_clusters": 9}, {"pca_dim": None}, {"kmeans_iterations": 20}):
+        with pytest.raises(
+            RecipeError, match=f"{next(iter(other))} would be ignored: the clusters of {teacher} are made"
+        ):
+            read(other)
+    if teacher == "clusters":
+        del clustering["num_clusters"]
+        with pytest.raises(RecipeError, match="num_clusters would be ignored"):
+            read({"num_clusters": 8})
 
 
 def test_what_earlier_stages_make_need_not_be_there_yet(tmp_path):

@@ -18,14 +18,15 @@ from attar.data.images import ImageSpec
 from attar.data.load import load_images
 from attar.errors import AttarError, BackboneError, RecipeError, RunChanged, RunError, TrainingError
 from attar.evaluation.features import extract_features
-from attar.models.backbones import build_backbone
+from attar.models.backbones import BackboneSpec, build_backbone
 from attar.models.saved import load_backbone
 from attar.models.teachers import FrozenTeacher, load_teacher
+from attar.models.test_size import check_test_size
 from attar.planning import _is_command_line
 from attar.request import Request
 from attar.train import loop as training_loop
 from attar.train.log import read_json_lines
-from attar.training import Run, _check_test_size, _fit_into_minutes
+from attar.training import Run, _fit_into_minutes
 
 TINY = {"backbone": "resnet8x0.5", "image_size": 8, "epochs": 1, "batch_size": 64, "progress": False}
 
@@ -223,9 +224,11 @@ def test_a_finished_run_is_not_taken_for_another(finished, pixels, other, text):
     assert {p: p.stat().st_mtime_ns for p in finished.iterdir()} == before
 
 
-def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, tmp_path):
+def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, tmp_path, caplog):
     images = np.random.default_rng(1).integers(0, 256, (40, 12, 12, 3), np.uint8)
-    run = stages.pretrain(pixels, out=tmp_path / "run", **TINY, test_size=12).path
+    with caplog.at_level("INFO", "attar"):
+        run = stages.pretrain(pixels, out=tmp_path / "run", **TINY, test_size=12).path
+    assert "on 128 images of 8 px (then 12 px) for 1 epoch" in caplog.text
     weights = "backbone.safetensors"
     assert (run / weights).read_bytes() == (finished / weights).read_bytes(), "training is the same"
     backbone, image, _ = load_backbone(run)
@@ -236,10 +239,19 @@ def test_a_finished_network_looks_at_images_of_the_test_size(finished, pixels, t
     loaded = load_images(images, image_size=12)
     wanted = extract_features(as_trained[0], loaded, image, progress=False).values
     torch.testing.assert_close(torch.as_tensor(np.load(tmp_path / "features.npz")["embedding"]), wanted)
+    gallery = np.load(run / "gallery.npz")["features"]
+    wanted = extract_features(as_trained[0], load_images(pixels, image_size=12), image, progress=False).values
+    np.testing.assert_allclose(gallery, wanted.numpy().astype(np.float16), rtol=1e-2, atol=1e-3)
     assert "8 pixels, then 12" in stages.report([run], out=tmp_path / "report.html").read_text()
     assert load_teacher(run).digest != load_teacher(finished).digest, "it answers otherwise: for caches and a resume"
     student = stages.distill(pixels, teacher=run, out=tmp_path / "student", **{**TINY, "image_size": None}).path
     assert load_backbone(student)[1].size == 12, "as its teacher"
+
+
+def test_other_networks_that_a_method_keeps_look_at_images_of_the_test_size_too(pixels, tmp_path):
+    run = stages.pretrain(pixels, out=tmp_path / "run", **TINY, method="dogo", test_size=12).path
+    backbone, image, _ = load_backbone(run / "peer")
+    assert (backbone.spec.image_size, image.size) == (12, 12)
 
 
 def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monkeypatch):
@@ -260,20 +272,32 @@ def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monke
 @pytest.mark.parametrize(
     ("name", "trained", "tested", "text"),
     [
-        ("maxvit_rmlp_pico_rw_256", 64, 96, "has weights that belong to images of 64 pixels"),
-        ("swin_tiny_patch4_window7_224", 224, 256, "has weights that belong to images of 224 pixels"),
+        ("maxvit_rmlp_pico_rw_256", 64, 96, "maxvit_rmlp_pico_rw_256 has weights that belong to images of 64 pixels"),
+        ("swin_tiny_patch4_window7_224", 224, 256, "swin_tiny_patch4_window7_224 has weights that belong to images of"),
+        ("vit_micro_p4", 8, 12, "vit_micro_p4 has weights that belong to images of 8 pixels"),
         ("vgg11_bn", 64, 16, "vgg11_bn cannot take images of 16 x 16 pixels"),
     ],
 )
 def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, trained, tested, text):
-    with pytest.raises(BackboneError, match=f"--test-size {tested}: {name}? ?.*{text.split(' ', 1)[1]}"):
-        _check_test_size(build_backbone(name, image_size=trained), tested)
+    with pytest.raises(BackboneError, match=f"--test-size {tested}: {text}"):
+        check_test_size(BackboneSpec(name=name, channels=3, image_size=trained), tested)
 
 
-def test_a_test_size_that_the_weights_do_not_allow_is_refused_and_leaves_no_run(pixels, tmp_path):
+@pytest.mark.parametrize("said", [True, False])
+def test_a_test_size_that_the_weights_do_not_allow_is_refused_before_images_are_read(pixels, tmp_path, said):
+    options = {**TINY, "backbone": "vit_micro_p4", "image_size": 8 if said else None}
+    if said:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "broken.png").write_bytes(b"")
     with pytest.raises(BackboneError, match="--test-size 12: vit_micro_p4 has weights that belong to images of 8 pix"):
-        stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "backbone": "vit_micro_p4"}, test_size=12)
+        stages.pretrain(tmp_path / "images" if said else pixels, out=tmp_path / "run", **options, test_size=12)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_test_size_equal_to_the_image_size_is_none(finished, pixels, tmp_path):
+    run = stages.pretrain(pixels, out=tmp_path / "run", **TINY, test_size=8).path
+    assert stages.pretrain(pixels, out=run, **TINY, resume=True).fit is None, "complete, and the same"
+    assert stages.pretrain(pixels, out=finished, **TINY, test_size=8, resume=True).fit is None
 
 
 def test_a_run_on_other_images_is_another_run(finished, pixels):
@@ -282,12 +306,18 @@ def test_a_run_on_other_images_is_another_run(finished, pixels):
 
 
 def test_images_that_shrink_to_a_pixel_are_warned_of(pixels, tmp_path, caplog):
-    assert build_backbone("resnet18", image_size=32).reduces_to_a_pixel()
-    assert not build_backbone("resnet18", image_size=32, stem="small").reduces_to_a_pixel()
-    assert not build_backbone("resnet20", image_size=8).reduces_to_a_pixel()
-    assert not build_backbone("hog", image_size=8).reduces_to_a_pixel()
+    assert build_backbone("resnet18", image_size=32).reduces_to_a_pixel(32)
+    assert not build_backbone("resnet18", image_size=32).reduces_to_a_pixel(64)
+    assert not build_backbone("resnet18", image_size=32, stem="small").reduces_to_a_pixel(32)
+    assert not build_backbone("resnet20", image_size=8).reduces_to_a_pixel(8)
+    assert not build_backbone("hog", image_size=8).reduces_to_a_pixel(8)
     stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "backbone": "resnet10t", "image_size": 32})
     assert "resnet10t reduces images of 32 pixels to a single position" in caplog.text
+    assert "or a larger --image-size." in caplog.text
+    caplog.clear()
+    options = {**TINY, "backbone": "resnet10t", "image_size": 64, "test_size": 32}
+    stages.pretrain(pixels, out=tmp_path / "shrunk", **options)
+    assert "resnet10t reduces images of 32 pixels" in caplog.text and "or a larger --test-size." in caplog.text
 
 
 def test_a_sequence_of_stages_ends_with_the_interrupted_one(tmp_path):

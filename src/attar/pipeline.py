@@ -25,7 +25,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
     from attar.data.listing import require_folder
     from attar.data.sources import path_of
     from attar.errors import AttarError
+    from attar.methods.base import resolve_recipe
     from attar.models import weights_file
     from attar.models.backbones import check_name
     from attar.planning import check_not_about_clusters
@@ -142,13 +143,18 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             several = taught_by if isinstance(taught_by, list) else [taught_by]
             if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
                 given["teacher"] = [stage if one in earlier else one for one in several]
+            if given["image_size"] is None:
+                begun_from = [stage.arguments.get(key) for key in ("teacher", "init")]
+                given["image_size"] = next((s for b in begun_from if (s := _said(b, "image_size", earlier))), None)
             if given.get("init") in earlier:
                 given["init"] = None
             check(request := Request(**given))
             _check_channels(stage, earlier)
             taught_by = earlier.get(taught_by) if isinstance(taught_by, str) else None
             if taught_by and taught_by.kind == "cluster":
-                check_not_about_clusters(request.overrides, str(taught_by.name))
+                recipe = resolve_recipe(request.method, request.recipe, request.overrides)
+                made = _clusters_said(taught_by, earlier)
+                check_not_about_clusters(request.overrides, recipe, made, str(taught_by.name))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
             _check_clustered(stage.arguments, earlier)
@@ -187,6 +193,19 @@ def _said(name: Any, argument: str, earlier: Mapping[str, Stage]) -> int | None:
         return own
     begun_from = (stage.arguments.get(key) for key in ("run", "teacher", "init"))
     return next((said for one in begun_from if (said := _said(one, argument, earlier))), None)
+
+
+def _clusters_said(stage: Stage, earlier: Mapping[str, Stage]) -> dict[str, Any]:
+    """Settings of the clusters that a stage will make; without those that only its images will tell."""
+    from attar.models.clusters import ClusterSettings, is_clusters, load_clusters
+
+    run = stage.arguments["run"]
+    if (named := earlier.get(run)) and named.kind == "cluster":
+        return _clusters_said(named, earlier)
+    if is_clusters(run):
+        return asdict(load_clusters(run).settings)
+    usual = {f.name: f.default for f in fields(ClusterSettings) if f.default is not MISSING}
+    return {**usual, **{name: value for name, value in stage.arguments.items() if value is not None}}
 
 
 def _check_channels(stage: Stage, earlier: Mapping[str, Stage]) -> None:

@@ -9,13 +9,13 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attar.errors import DataError, RecipeError, RunChanged
-from attar.request import Request, describe, plain, teachers_named
+from attar.request import Request, check_size_afterwards, describe, plain, teachers_named
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ _IDENTITY = (
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     identity = {key: resolved.get(key) for key in _IDENTITY}
+    if identity["test_size"] == resolved["image"]["size"]:
+        identity["test_size"] = None
     identity["data"] = resolved["data"]["digest"]
     identity["labels"] = resolved["data"].get("labels_digest")
     identity["teacher"] = (resolved["teacher"] or {}).get("digest")
@@ -197,6 +199,8 @@ def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Pla
     if channels == "auto" and known_image is not None:
         channels = known_image.channels
     wanted = request.image_size or (known_image.size if known_image else None)
+    if wanted is not None and request.image_size is None:  # else `check` did
+        check_size_afterwards(request, wanted)
     images = _load_images(request, max(wanted or 224, request.test_size or 0), channels, world)
     if known_image is not None and known_image.channels != images.channels:
         raise RecipeError(
@@ -204,6 +208,8 @@ def make_plan(request: Request, world: Any, saved: dict[str, Any] | None) -> Pla
             f"channels, and these images have {images.channels}; use --channels {known_image.channels}."
         )
     size = wanted or _natural_size(images)
+    if wanted is None:
+        check_size_afterwards(request, size)
     image = known_image if known_image and known_image.size == size else image_spec(images, size)
 
     name = request.recipe_name(size) if saved is None else request.recipe or saved["recipe"]
@@ -276,19 +282,16 @@ def _check_labels(request: Request, images: Images) -> None:
         )
 
 
-_LARGEST_BATCH = {"cpu": 256, "cuda": 1024}  # for a process, unless the person asks for more
-
-
 def _fitting_batch(recipe: Recipe, num_images: int, world: Any, saved: dict[str, Any] | None) -> dict[str, int]:
     """A batch for this machine and this data, where the person named none and the paper's is larger; said aloud.
 
     The learning rate follows by the recipe's own scaling rule.
     """
-    from attar.data.doctor import fitting_batch
+    from attar.data.doctor import LARGEST_BATCH, fitting_batch
 
     if saved is not None:
         return {"batch_size": saved["settings"]["batch_size"]}
-    fitting = min(_LARGEST_BATCH[world.device.type] * world.world_size, fitting_batch(num_images))
+    fitting = min(LARGEST_BATCH[world.device.type] * world.world_size, fitting_batch(num_images))
     if recipe.batch_size <= fitting:
         return {}
     rate = replace(recipe, batch_size=fitting).peak_lr
@@ -359,17 +362,16 @@ def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recip
         RecipeError: for those.
     """
     settings = asdict(clusters.settings)
-    other = [name for name in request.overrides if name in settings and getattr(recipe, name) != settings[name]]
-    check_not_about_clusters(other, str(request.teacher))
+    check_not_about_clusters(request.overrides, recipe, settings, str(request.teacher))
     return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
 
 
-def check_not_about_clusters(given: Iterable[str], clusters: str) -> None:
-    """Raises RecipeError for settings that clusters which are made already would ignore."""
+def check_not_about_clusters(given: Iterable[str], recipe: Recipe, made: Mapping[str, Any], clusters: str) -> None:
+    """Raises RecipeError for fields that a person gave and that clusters, `made` with other values, would ignore."""
     from attar.models.clusters import ClusterSettings
 
-    for name in given:
-        if name in ClusterSettings.__dataclass_fields__:
+    for name in ClusterSettings.__dataclass_fields__.keys() & given:
+        if name not in made or getattr(recipe, name) != made[name]:
             raise RecipeError(f"{name} would be ignored: the clusters of {clusters} are made. Leave it out.")
 
 

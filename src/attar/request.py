@@ -120,6 +120,8 @@ def check(request: Request) -> None:
     _check_label_options(request, method)
     check_outside(request.out, request.source)
     _check_backbone(request, method)
+    if request.image_size is not None:
+        check_size_afterwards(request, request.image_size)
     if request.compile and method.needs_tokens:
         raise RecipeError(
             f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
@@ -223,6 +225,18 @@ def _check_backbone(request: Request, method: type[Method]) -> None:
     except BackboneError:  # said again, in terms of the real size, when the images are known
         return
     check_tokens(backbone, request.method, method.needs_tokens)
+
+
+def check_size_afterwards(request: Request, image_size: int) -> None:
+    """Raises BackboneError for a test size that a network trained on images of `image_size` pixels cannot take."""
+    if request.test_size in (None, image_size):
+        return
+    from attar.methods.base import load
+    from attar.models.backbones import BackboneSpec
+    from attar.models.test_size import check_test_size
+
+    name = load(request.method).METHOD.backbone_name(request.backbone)
+    check_test_size(BackboneSpec(name=name, channels=3, image_size=image_size, stem=request.stem), request.test_size)
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attar.errors import BackboneError, RecipeError
+from attar.errors import RecipeError
 from attar.planning import Plan, cache_of, clusters_of, make_plan, must_be_the_same, saved_recipe
 from attar.request import Request, check
 from attar.train.run import RunFolder
@@ -19,7 +19,6 @@ from attar.train.run import RunFolder
 if TYPE_CHECKING:
     from attar.data.images import ImageSpec
     from attar.methods.base import Trained
-    from attar.models.backbones import Backbone
     from attar.models.clusters import Clusters
     from attar.models.teachers import Teacher
     from attar.train.loop import FitResult, Job
@@ -120,15 +119,15 @@ def _build(request: Request, plan: Plan, world: Any) -> Job:
         projector = load_head(Path(request.init), "projector")
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
-    if request.test_size is not None:
-        _check_test_size(backbone, plan.test_image.size)
-    if backbone.reduces_to_a_pixel():
+    smallest, option = min((plan.image.size, "image"), (plan.test_image.size, "test"))
+    if backbone.reduces_to_a_pixel(smallest):
         logger.warning(
             "%s reduces images of %d pixels to a single position before it pools, so most of its depth sees no "
             "picture. Better: --stem small (ResNets), a net for small images such as resnet20, or a larger "
-            "--image-size.",
+            "--%s-size.",
             request.backbone,
-            plan.image.size,
+            smallest,
+            option,
         )
     views = make_views(request.method, plan.recipe, plan.image, backbone)
     setup = Setup(
@@ -156,35 +155,6 @@ def _build(request: Request, plan: Plan, world: Any) -> Job:
     )
     method = module.METHOD(plan.recipe, backbone, setup)
     return Job(method, views, plan.images, plan.image, world, options, num_views or None)
-
-
-def _check_test_size(backbone: Backbone, size: int) -> None:
-    """Raises BackboneError if the same weights do not make the same network for images of this size."""
-    import torch
-
-    from attar.models.backbones import build_backbone, evaluation_mode
-
-    spec = backbone.spec
-    try:
-        with torch.random.fork_rng(devices=[]):
-            tested = build_backbone(spec.name, channels=spec.channels, image_size=size, stem=spec.stem).eval()
-    except BackboneError as error:
-        raise BackboneError(f"--test-size {size}: {error}") from None
-    shapes = [{name: value.shape for name, value in b.state_dict().items()} for b in (backbone, tested)]
-    same = shapes[0] == shapes[1]
-    if same:
-        tested.load_state_dict(backbone.state_dict())
-        images = torch.linspace(-1, 1, 2 * spec.channels * size * size).sin().view(2, spec.channels, size, size)
-        with evaluation_mode(backbone), torch.no_grad():
-            try:
-                same = torch.allclose(backbone(images), tested(images), rtol=1e-3, atol=1e-5)
-            except Exception:  # windows that do not divide its maps, and the like
-                same = False
-    if not same:
-        raise BackboneError(
-            f"--test-size {size}: {spec.name} has weights that belong to images of {spec.image_size} pixels. Leave it "
-            "out, or take a convnet."
-        )
 
 
 def _asked_once(request: Request, plan: Plan, views: Any, num_views: int, world: Any) -> Teacher:

@@ -11,7 +11,6 @@ from PIL import Image
 from attar.data.doctor import doctor
 from attar.data.duplicates import gradient_hash, joined_groups, near_pairs, thumbnail
 from attar.errors import DataError
-from attar.planning import _LARGEST_BATCH
 
 
 def kinds(findings):
@@ -107,7 +106,7 @@ def test_the_suggested_batch_is_no_larger_than_training_takes_by_itself(make, tm
 
 def test_of_many_small_images_no_batch_is_suggested_that_a_cpu_would_not_take():
     pixels = np.random.default_rng(0).integers(0, 256, (4500, 8, 8, 1), np.uint8)
-    assert doctor(pixels, progress=False).suggestion.settings["batch_size"] == _LARGEST_BATCH["cpu"]
+    assert doctor(pixels, progress=False).suggestion.settings["batch_size"] == 256
 
 
 def test_suggested_command_is_one_that_exists(make, tmp_path):

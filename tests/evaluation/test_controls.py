@@ -64,6 +64,19 @@ def test_random_init_takes_the_statistics_that_make_it_stronger(model, monkeypat
     assert [s.settings for s in random_init(model(), 2)] == [{"batchnorm": "as initialised"}] * 2
 
 
+@pytest.mark.parametrize(("most", "judged_by", "again"), [(40, 40, 0), (30, 30, 1)])
+def test_features_that_chose_the_statistics_are_not_computed_again(model, monkeypatch, most, judged_by, again):
+    """Of many images a part decides, whose features are no use afterwards."""
+    seen = []
+    monkeypatch.setattr(controls, "CHOICE_IMAGES", most)
+    monkeypatch.setattr("attar.train.health.online_knn", lambda values, labels: seen.append(len(values)) or 0.5)
+    taken = next(random_init(model()))
+    assert seen == [judged_by] * 2
+    forwards = []
+    taken.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    assert len(taken.train.values) == 40 and len(forwards) == again
+
+
 @pytest.mark.parametrize("name", ["lightness_resnet8", "lab_resnet8"])
 def test_random_init_sees_the_true_lab_of_the_images(model, spec, name):
     twin = next(random_init(model(name))).backbone.network

@@ -130,6 +130,24 @@ def test_large_sets_take_sgd(monkeypatch):
     assert linear_probe(x, labels, num_classes=3).solver == "sgd"
 
 
+@pytest.mark.parametrize(("most", "inside"), [(10**6, 1), (100, 2)])
+def test_small_problems_take_one_thread_and_give_the_others_back(monkeypatch, most, inside):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(linear, "ONE_THREAD_VALUES", most)
+    fit = fit_logistic
+    monkeypatch.setattr(linear, "fit_logistic", lambda *a, **k: seen.append(torch.get_num_threads()) or fit(*a, **k))
+    torch.set_num_threads(2)
+    try:
+        linear_probe(*problem(), num_classes=3)
+        assert set(seen) == {inside}
+        monkeypatch.setattr(linear, "_choose_by_lbfgs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            linear_probe(*problem(), num_classes=3)
+        assert torch.get_num_threads() == 2, "also after an error"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_errors_name_what_is_accepted():
     x, labels = problem()
     with pytest.raises(AttarError, match="solver 'newton' is unknown; accepted: auto, lbfgs, sgd"):

@@ -115,5 +115,5 @@ def test_activations_can_be_computed_again_instead_of_kept(name, inner):
 
 
 def test_a_last_map_of_one_pixel_is_no_reason_to_warn():
-    assert build_backbone("resnet18", image_size=32).reduces_to_a_pixel()
-    assert not build_backbone("stages_resnet18", image_size=32).reduces_to_a_pixel()
+    assert build_backbone("resnet18", image_size=32).reduces_to_a_pixel(32)
+    assert not build_backbone("stages_resnet18", image_size=32).reduces_to_a_pixel(32)

@@ -233,11 +233,14 @@ def test_a_grey_network_of_ones_own_is_measured_at_the_size_of_the_images(own, t
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_stem_for_small_images_is_seen_in_the_file(tmp_path, caplog, channels):
+@pytest.mark.parametrize("prefix", ["", "stages_"])
+def test_the_stem_for_small_images_is_seen_in_the_file(tmp_path, caplog, channels, prefix):
     torch.manual_seed(0)
-    made = build_backbone("resnet18", channels=channels, image_size=32, stem="small").eval()
-    save_file(made.network.state_dict(), tmp_path / "small.safetensors")
-    spec = f"resnet18@{tmp_path / 'small.safetensors'}"
+    plain = build_backbone("resnet18", channels=channels, image_size=32, stem="small")
+    save_file(plain.network.state_dict(), tmp_path / "small.safetensors")
+    made = build_backbone(f"{prefix}resnet18", channels=channels, image_size=32, stem="small").eval()
+    start_from(made, f"resnet18@{tmp_path / 'small.safetensors'}")
+    spec = f"{prefix}resnet18@{tmp_path / 'small.safetensors'}"
     with caplog.at_level("INFO", "attar"):
         found, image, _ = load_backbone(spec, image_size=32)
     assert "stem for small images" in caplog.text and image == plain_image(32, channels)

@@ -29,7 +29,8 @@ EXTREME_ASPECT = 4.0
 CONSTANT_RANGE = 1  # grey levels within which a picture counts as constant
 GREY_DIFFERENCE = 3.0  # mean grey levels between colour channels below which a picture counts as grey
 FEW_IMAGES = 1000
-LARGEST_BATCH = 256  # what a training on a CPU takes by itself
+# What a training takes by itself, for a process; a person may ask for more.
+LARGEST_BATCH = {"cpu": 256, "cuda": 1024}
 EXAMPLES = 5
 
 
@@ -396,7 +397,7 @@ def _suggest(source: Source, facts: Sequence[Facts], image_size: int | None) -> 
     size = image_size or next((s for limit, s in ((40, 32), (80, 64), (112, 96), (176, 128)) if side <= limit), 224)
     grey = all(f.is_grey or f.looks_grey for f in facts)
     backbone = "resnet50" if number >= 200_000 and size >= 128 else "resnet18"
-    batch = min(max(2 ** int(np.log2(max(number / 8, 1))), 16), fitting_batch(number), LARGEST_BATCH)
+    batch = min(max(2 ** int(np.log2(max(number / 8, 1))), 16), fitting_batch(number), LARGEST_BATCH["cpu"])
     epochs = int(np.clip(round(10_000_000 / number, -1), 100, 800))
     settings: dict[str, Any] = {
         "method": "simclr",

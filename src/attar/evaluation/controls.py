@@ -124,12 +124,14 @@ def _stronger(measured: Subject, plain: Subject, some: Images) -> bool:
     """Whether measured statistics recognise neighbours among these images at least as well."""
     from attar.train.health import online_knn
 
-    seen = [measured, plain]
-    if some is not measured.task.train:
-        seen = [replace(c, task=replace(c.task, train=some, progress=False)) for c in seen]
-    features = [c.train for c in seen]
-    first, second = (online_knn(f.values, f.labels) for f in features if f.labels is not None)
-    return first >= second
+    def recognised(subject: Subject) -> float:
+        if some is not subject.task.train:  # else the features are kept for the protocols
+            subject = replace(subject, task=replace(subject.task, train=some, progress=False))
+        features = subject.train
+        assert features.labels is not None
+        return online_knn(features.values, features.labels)
+
+    return recognised(measured) >= recognised(plain)
 
 
 def calibrate_batchnorm(

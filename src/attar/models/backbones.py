@@ -78,17 +78,17 @@ class Backbone(nn.Module):
         own: Callable[[Tensor], dict[str, Tensor]] | None = getattr(self.network, "stages_of", None)
         return own(images) if own is not None else _timm_stages(self.network, images)
 
-    def reduces_to_a_pixel(self) -> bool:
-        """Does the last map hold a single position, so that nothing is left to pool? For images that are too small."""
+    def reduces_to_a_pixel(self, side: int) -> bool:
+        """Does the last map of images of `side` pixels hold a single position, so that nothing is left to pool?"""
         if self.spec.name in handcrafted.NAMES or isinstance(self.network, every_stage.EveryStage):
             return False
-        maps = list(self.stages_of_blank().values())
+        maps = list(self.stages_of_blank(side).values())
         return bool(maps) and maps[-1].ndim == 4 and maps[-1].shape[2:] == (1, 1) and maps[0].shape[2:] != (1, 1)
 
-    def stages_of_blank(self) -> dict[str, Tensor]:
-        """What `stages` gives for two blank images, in eval mode: names and shapes."""
+    def stages_of_blank(self, side: int | None = None) -> dict[str, Tensor]:
+        """What `stages` gives for two blank images in eval mode; of `side` pixels, or those it is built for."""
         with evaluation_mode(self), torch.no_grad():
-            return self.stages(self._blank(self.spec.image_size))
+            return self.stages(self._blank(side or self.spec.image_size))
 
     def _blank(self, side: int) -> Tensor:
         device = next((p.device for p in self.parameters()), None)
