@@ -283,14 +283,17 @@ def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, tra
         check_test_size(BackboneSpec(name=name, channels=3, image_size=trained), tested)
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_a_test_size_that_the_weights_do_not_allow_is_refused_before_images_are_read(pixels, tmp_path, said):
-    options = {**TINY, "backbone": "vit_micro_p4", "image_size": 8 if said else None}
-    if said:
-        (tmp_path / "images").mkdir()
-        (tmp_path / "images" / "broken.png").write_bytes(b"")
+@pytest.mark.parametrize("by", ["option", "teacher", "images"])
+def test_a_test_size_that_the_weights_do_not_allow_is_refused_as_soon_as_sizes_are_known(finished, tmp_path, by):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"")
+    source = np.zeros((64, 8, 8, 3), np.uint8) if by == "images" else tmp_path / "images"
+    options = {**TINY, "backbone": "vit_micro_p4", "test_size": 12, "image_size": 8 if by == "option" else None}
     with pytest.raises(BackboneError, match="--test-size 12: vit_micro_p4 has weights that belong to images of 8 pix"):
-        stages.pretrain(tmp_path / "images" if said else pixels, out=tmp_path / "run", **options, test_size=12)
+        if by == "teacher":
+            stages.distill(source, teacher=finished, out=tmp_path / "run", **options)
+        else:
+            stages.pretrain(source, out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
