@@ -147,7 +147,8 @@ def distill(
         teacher: a run folder, a timm model whose weights are at hand, NAME@FILE (a network with the weights of a file,
             "resnet50@weights/resnet50.pth"), "hog", or a folder made by `cluster`. Several, in
             a list or joined by commas, answer side by side, each with the same say.
-        Everything else as in `pretrain`; image_size and channels default to the teacher's.
+        Everything else as in `pretrain`; image_size and channels default to the teacher's. A teacher sees the student's
+            crops enlarged or reduced to the size it looks at itself, its test_size where it has one.
     """
     return train(Request(**locals()))
 
