@@ -15,6 +15,7 @@ Sinkhorn-Knopp.
 
 State, after the optimiser's step: teacher <- m teacher + (1 - m) student, m from `momentum` to 1 by a cosine; with
 `centring="softmax"` also a centre for each head, as in iBOT. The teacher's temperature rises at the start.
+RUN is the student; the teacher, whose figures are published, is kept in RUN/teacher.
 
 Learning rates fall from the last block to the first by `layer_decay`, and the patch embedding has a fifth of its rate.
 Weight decay spares biases and norms, not positions and tokens, as the published code does.
@@ -25,7 +26,6 @@ shares evenly over a batch. KoLeo's neighbours are sought over all processes. Wi
 the mean over masked patches, ours over all. The code clips the gradients of backbone and heads each
 by itself, here one norm is over all; its teacher's temperature rises by the step, here by the epoch, as DINO's. No
 drop-path; layer scale only if the backbone has it; the schedules of the high-resolution phase are left out.
-What is kept is the student; published figures are the teacher's.
 
 Cost: as iBOT; with K = 65536 the scores of the masked patches are most of the memory: M x K numbers, several times.
 Choose it when data are plenty (a million images and more) and one frozen backbone must serve image-level and
@@ -37,7 +37,7 @@ Sinkhorn-Knopp and KoLeo compare the images of a batch: give it 256 or more.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows, koleo, masked_distillation, sinkhorn
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, one_of
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained, above, one_of
 from attar.methods.momentum import cosine_to_one
 from attar.methods.multi_crop import check_local_views
 from attar.methods.temperature import rising_temperature
@@ -273,6 +273,9 @@ class DINOv2(Method):
                 centre.lerp_(mean, 1 - self.recipe.centre_momentum)
             self._teacher_means.clear()
         self.teacher.update(self.student, cosine_to_one(self.recipe.momentum, progress))
+
+    def others(self) -> Mapping[str, Trained]:
+        return {"teacher": Trained(self.teacher.module[0])}  # type: ignore[index]
 
     def teacher_temperature(self, progress: Progress) -> float:
         recipe = self.recipe

@@ -10,6 +10,7 @@ arXiv:2301.08243.
     loss = mean over images, targets and their patches of  mean_d smooth_L1(y_d - h_d)
 
 State, after the optimiser's step: teacher <- m teacher + (1 - m) backbone, m rises linearly from `momentum` to 1.
+RUN is the student; the teacher, which the paper evaluates, is kept in RUN/teacher.
 
 No mirroring, no colours: only crops. There is no class token, so the backbone must pool its patch tokens
 (vit_tiny_p4_gap).
@@ -17,7 +18,7 @@ No mirroring, no colours: only crops. There is no class token, so the backbone m
 Differs: block sizes are drawn for every image, and no mask is cut to the smallest of the batch; padding is left out of
 attention and loss instead (see `context_and_targets`). Smooth L1 as published, the paper has the squared distance. The
 backbone keeps its own, learned positions, without weight decay (the paper's are fixed sines and cosines). Warm-up
-starts near 0, not at 2e-4. What is kept is the student; the paper evaluates the teacher.
+starts near 0, not at 2e-4.
 
 Cost: one and a half forward and half a backward pass of a view, and the predictor on four sets of tokens; memory for
 two networks.
@@ -27,6 +28,7 @@ backbone is a vision transformer. It needs long training before the features are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +38,7 @@ from torch import Tensor
 
 from attar.data.images import ImageSpec
 from attar.losses import masked_smooth_l1
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, without_decay
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained, without_decay
 from attar.models.backbones import Backbone
 from attar.models.decoder import PatchDecoder
 from attar.models.momentum import MomentumTeacher
@@ -154,6 +156,9 @@ class IJEPA(Method):
     def after_step(self, progress: Progress) -> None:
         start = self.recipe.momentum
         self.teacher.update(self.backbone, start + (1 - start) * progress.fraction)
+
+    def others(self) -> Mapping[str, Trained]:
+        return {"teacher": Trained(self.teacher.module)}  # type: ignore[arg-type]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """No weight decay on the positions, which would pull them to 0."""

@@ -15,13 +15,13 @@ place of a patch's embedding at the input.
 State, after the optimiser's step: one centre for class tokens, one for patches, each c <- 0.9 c + 0.1 * mean of this
 step's raw teacher scores over both global views (all patches) and all processes; teacher <- m teacher + (1 - m)
 student, m from `momentum` to 1 by a cosine. The teacher's temperature rises from epoch to epoch at the start.
+RUN is the student; the teacher, whose figures are published, is kept in RUN/teacher.
 
 Weight decay spares biases and norms, not positions and mask token, as the published code does.
 
 Differs: paper and published command share the head, the code's default has one last layer for each; we share it. The
-student has no drop-path, and the last layer's rows are of unit length, as in our DINO; what is kept is the student,
-published figures are the teacher's. The mean of the teacher's patch scores is taken before the last layer, which is
-linear: the same number, without scores for every patch.
+student has no drop-path, and the last layer's rows are of unit length, as in our DINO. The mean of the teacher's patch
+scores is taken before the last layer, which is linear: the same number, without scores for every patch.
 
 Cost: of a step with L local views (96 px of 224): about 4 + L / 5 forward and 2 + L / 5 backward passes of a view;
 memory for two networks and M x K scores, M the number of masked patches of the batch.
@@ -31,7 +31,7 @@ data set or budget, DINO is simpler and nearly as good at image level.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows, masked_distillation
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, with_own_group
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained, above, with_own_group
 from attar.methods.momentum import cosine_to_one
 from attar.methods.multi_crop import check_local_views
 from attar.methods.temperature import rising_temperature
@@ -226,6 +226,9 @@ class IBOT(Method):
         self.patch_centre.lerp_(patch_centre, 1 - self.recipe.centre_momentum)
         self._teacher_means.clear()
         self.teacher.update(self.student, cosine_to_one(self.recipe.momentum, progress))
+
+    def others(self) -> Mapping[str, Trained]:
+        return {"teacher": Trained(self.teacher.module[0])}  # type: ignore[index]
 
     def teacher_temperature(self, progress: Progress) -> float:
         recipe = self.recipe

@@ -12,15 +12,16 @@ The centre c keeps one prototype from winning, the low temperature t_t keeps the
 
 State, after the optimiser's step: c <- 0.9 c + 0.1 * mean of this step's raw teacher scores (not their softmax) over
 both global views and all processes; teacher <- m teacher + (1 - m) student over parameters, m from `momentum` to 1 by
-a cosine. t_t rises linearly from epoch to epoch over the first part of training.
+a cosine. t_t rises linearly from epoch to epoch over the first part of training. RUN is the student; the teacher, whose
+figures are published, is kept in RUN/teacher.
 
 The last layer gets no update in the first epoch, gradients are clipped tensor by tensor, and weight decay rises by a
 cosine (appendix C); it spares biases and norms, not positions, as the published code does.
 
 Differs: the paper's student, not its teacher, has drop-path 0.1; here the backbone comes as it was built, without.
-The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe. What is kept
-is the student; published figures are the teacher's. "small" has the rate, decay, prototypes and first momentum of the
-benchmark named there, which has a head of two layers, m constant, no warm-up, no clipping and no frozen last layer.
+The rows of the last layer are of unit length (`norm_last_layer` of the published code) in every recipe. "small" has
+the rate, decay, prototypes and first momentum of the benchmark named there, which has a head of two layers, m constant,
+no warm-up, no clipping and no frozen last layer.
 
 Cost: V forward and backward passes an image, small crops at their share of the area, and two forward passes of the
 teacher; a second copy of the network, and the last layer of K prototypes in both.
@@ -31,6 +32,7 @@ convnets and short trainings it has more settings to go wrong than `moco` or `si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +41,7 @@ from torch import Tensor, nn
 
 from attar.data.images import ImageSpec
 from attar.losses import dino, gather_rows
-from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, above, with_own_group
+from attar.methods.base import Method, Progress, Recipe, Setup, StepOutput, Trained, above, with_own_group
 from attar.methods.momentum import cosine_to_one
 from attar.methods.multi_crop import check_local_views, features_of_crops, local_view_size, require_local_size
 from attar.methods.temperature import rising_temperature
@@ -239,6 +241,9 @@ class DINO(Method):
         self.centre.lerp_(mean, 1 - self.recipe.centre_momentum)
         self._teacher_means.clear()
         self.teacher.update(self.student, cosine_to_one(self.recipe.momentum, progress))
+
+    def others(self) -> Mapping[str, Trained]:
+        return {"teacher": Trained(self.teacher.module[0])}  # type: ignore[index]
 
     def teacher_temperature(self, progress: Progress) -> float:
         recipe = self.recipe
