@@ -76,7 +76,13 @@ def test_every_option_of_a_training_reaches_it(attar, tmp_path, monkeypatch, com
         "out": tmp_path / "out",
     }  # fmt: skip
     switches = ("pretrained", "compile", "checkpoint_activations", "shard", "resume")
-    words = [command, "digits", *(["--teacher", "hog"] if command == "distill" else []), "-s", "temperature=0.2"]
+    words = [
+        command,
+        "digits",
+        *(["--teacher", "hog", "--teacher-size", "64"] if command == "distill" else []),
+        "-s",
+        "temperature=0.2",
+    ]
     for name, value in given.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += [f"--{name.replace('_', '-')}" for name in switches]
@@ -91,7 +97,7 @@ def test_every_option_of_a_training_reaches_it(attar, tmp_path, monkeypatch, com
     attar(*words, code=2)
     source, options = called[0]
     assert source == "digits"
-    teacher = {"teacher": "hog"} if command == "distill" else {}
+    teacher = {"teacher": "hog", "teacher_size": 64} if command == "distill" else {}
     assert options == {**given, **dict.fromkeys(switches, True), **teacher, "settings": {"temperature": "0.2"}}
     assert set(options) == taken - {"source", "progress"}, "nothing that Python takes is left out"
 

@@ -318,6 +318,10 @@ def test_settings_of_clusters_may_be_said_again_and_no_others(tmp_path, monkeypa
             RecipeError, match=f"{next(iter(other))} would be ignored: the clusters of {teacher} are made"
         ):
             read(other)
+    student["distill"]["teacher_size"] = 16
+    with pytest.raises(RecipeError, match=f"teacher_size would be ignored: the clusters of {teacher} are made"):
+        read({})
+    del student["distill"]["teacher_size"]
     if teacher == "clusters":
         del clustering["num_clusters"]
         with pytest.raises(RecipeError, match="num_clusters would be ignored"):

@@ -19,9 +19,9 @@ from attar.data.load import load_images
 from attar.errors import AttarError, BackboneError, RecipeError, RunChanged, RunError, TrainingError
 from attar.evaluation.features import extract_features
 from attar.models.backbones import BackboneSpec, build_backbone
+from attar.models.other_size import check_other_size
 from attar.models.saved import load_backbone
 from attar.models.teachers import FrozenTeacher, load_teacher
-from attar.models.test_size import check_test_size
 from attar.planning import _is_command_line
 from attar.request import Request
 from attar.train import loop as training_loop
@@ -280,7 +280,7 @@ def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monke
 )
 def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, trained, tested, text):
     with pytest.raises(BackboneError, match=f"--test-size {tested}: {text}"):
-        check_test_size(BackboneSpec(name=name, channels=3, image_size=trained), tested)
+        check_other_size(BackboneSpec(name=name, channels=3, image_size=trained), tested)
 
 
 @pytest.mark.parametrize("by", ["option", "teacher", "images"])
@@ -301,6 +301,38 @@ def test_a_test_size_equal_to_the_image_size_is_none(finished, pixels, tmp_path)
     run = stages.pretrain(pixels, out=tmp_path / "run", **TINY, test_size=8).path
     assert stages.pretrain(pixels, out=run, **TINY, resume=True).fit is None, "complete, and the same"
     assert stages.pretrain(pixels, out=finished, **TINY, test_size=8, resume=True).fit is None
+
+
+def test_a_teacher_sees_images_with_the_size_that_was_asked_for(finished, pixels, tmp_path, monkeypatch):
+    seen, answer = [], FrozenTeacher.__call__
+    own = load_teacher(finished)
+
+    def noting(self, images, *rest, **named):
+        seen.append((self.image.size, self._seen(images, rest[1]).shape[-1]))
+        return answer(self, images, *rest, **named)
+
+    monkeypatch.setattr(FrozenTeacher, "__call__", noting)
+    options = {**TINY, "image_size": 16, "test_size": 24, "settings": {"queue_length": 64}}
+    run = stages.distill(pixels, teacher=finished, out=tmp_path / "run", teacher_size=16, **options).path
+    assert set(seen) == {(16, 16)}
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["teacher_size"] == 16
+    assert load_backbone(finished)[1].size == 8 and load_backbone(run)[1].size == 24, "what is kept stays as it is"
+    with pytest.raises(RunChanged, match="teacher: other weights, or other images than it took"):
+        stages.distill(pixels, teacher=finished, out=run, resume=True, **options)
+    assert load_teacher(finished, teacher_size=8).digest == own.digest != load_teacher(finished, teacher_size=16).digest
+
+
+def test_a_teacher_size_that_cannot_be_had_is_refused_before_images_are_read(tmp_path, pixels):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"")
+    teacher = stages.pretrain(pixels, out=tmp_path / "vit", **{**TINY, "backbone": "vit_micro_p4"}).path
+    options = {**TINY, "out": tmp_path / "run", "teacher_size": 12}
+    with pytest.raises(BackboneError, match="--teacher-size 12: vit_micro_p4 has weights that belong to images of 8 p"):
+        stages.distill(tmp_path / "images", teacher=teacher, **options)
+    with pytest.raises(RecipeError, match="--teacher-size 4: it must be 8 or more"):
+        stages.distill(tmp_path / "images", teacher=teacher, **{**options, "teacher_size": 4})
+    with pytest.raises(RecipeError, match="teacher_size would be ignored: this teacher is given as an object"):
+        stages.distill(tmp_path / "images", teacher=load_teacher(teacher), **options)
 
 
 def test_a_run_on_other_images_is_another_run(finished, pixels):

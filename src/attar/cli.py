@@ -52,6 +52,10 @@ TestSize = Annotated[
     int | None,
     typer.Option("--test-size", help="Pixels a side that the finished network looks at; default: as in training."),
 ]
+TeacherSize = Annotated[
+    int | None,
+    typer.Option("--teacher-size", help="Pixels a side that the teacher sees images with; default: its own size."),
+]
 Channels = Annotated[str, typer.Option("--channels", help="auto, 1, 3, …")]
 Stem = Annotated[
     str, typer.Option("--stem", help="standard, or small: for small images in networks made for 224 pixels.")
@@ -184,6 +188,7 @@ def distill(
     batch_size: BatchSize = None,
     image_size: ImageSize = None,
     test_size: TestSize = None,
+    teacher_size: TeacherSize = None,
     channels: Channels = "auto",
     stem: Stem = "standard",
     pretrained: Pretrained = False,
@@ -221,6 +226,7 @@ def distill(
         batch_size=batch_size,
         image_size=image_size,
         test_size=test_size,
+        teacher_size=teacher_size,
         channels=_channels(channels),
         stem=stem,
         pretrained=pretrained,

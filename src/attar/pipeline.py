@@ -154,7 +154,7 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             if taught_by and taught_by.kind == "cluster":
                 recipe = resolve_recipe(request.method, request.recipe, request.overrides)
                 made = _clusters_said(taught_by, earlier)
-                check_not_about_clusters(request.overrides, recipe, made, str(taught_by.name))
+                check_not_about_clusters(request, recipe, made, str(taught_by.name))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
             _check_clustered(stage.arguments, earlier)
@@ -247,8 +247,8 @@ def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) ->
 
 
 _NUMBERS = {
-    **dict.fromkeys(("epochs", "batch_size", "image_size", "test_size", "workers"), int),
-    **dict.fromkeys(("seed", "accumulate", "checkpoint_steps"), int),
+    **dict.fromkeys(("epochs", "batch_size", "image_size", "test_size", "teacher_size"), int),
+    **dict.fromkeys(("seed", "accumulate", "checkpoint_steps", "workers"), int),
     **dict.fromkeys(("num_clusters", "grid", "pca_dim", "kmeans_iterations", "images_per_cluster"), int),
     "min_cluster_size": int,
     **dict.fromkeys(("minutes", "lr"), float),

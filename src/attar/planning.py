@@ -9,7 +9,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,7 @@ class Plan:
             },
             "image": plain(self.image.to_json()),
             "test_size": request.test_size,
+            "teacher_size": request.teacher_size,
             "seed": request.seed,
             "precision": self.precision,
             "accumulate": request.accumulate,
@@ -341,7 +342,9 @@ def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher
             "them. Several can teach a method that learns from features (seed, compress, foundation, regression)."
         )
     loaded = [
-        load_teacher(one, output=output, image_size=image.size, channels=image.channels)
+        load_teacher(
+            one, output=output, image_size=image.size, channels=image.channels, teacher_size=request.teacher_size
+        )
         if isinstance(one, (str, Path))
         else one
         for one in names
@@ -362,17 +365,20 @@ def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recip
         RecipeError: for those.
     """
     settings = asdict(clusters.settings)
-    check_not_about_clusters(request.overrides, recipe, settings, str(request.teacher))
+    check_not_about_clusters(request, recipe, settings, str(request.teacher))
     return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
 
 
-def check_not_about_clusters(given: Iterable[str], recipe: Recipe, made: Mapping[str, Any], clusters: str) -> None:
-    """Raises RecipeError for fields that a person gave and that clusters, `made` with other values, would ignore."""
+def check_not_about_clusters(request: Request, recipe: Recipe, made: Mapping[str, Any], clusters: str) -> None:
+    """Raises RecipeError for what a person asked for and clusters, `made` with other values, would ignore."""
     from attar.models.clusters import ClusterSettings
 
-    for name in ClusterSettings.__dataclass_fields__.keys() & given:
-        if name not in made or getattr(recipe, name) != made[name]:
-            raise RecipeError(f"{name} would be ignored: the clusters of {clusters} are made. Leave it out.")
+    given = ClusterSettings.__dataclass_fields__.keys() & request.overrides
+    ignored = [name for name in given if name not in made or getattr(recipe, name) != made[name]]
+    if request.teacher_size is not None:
+        ignored.append("teacher_size")
+    if ignored:
+        raise RecipeError(f"{ignored[0]} would be ignored: the clusters of {clusters} are made. Leave it out.")
 
 
 def clusters_of(request: Request, plan: Plan, world: Any) -> Clusters:

@@ -34,6 +34,7 @@ class Request:
     batch_size: int | None
     image_size: int | None
     test_size: int | None = None
+    teacher_size: int | None = None
     channels: int | str
     stem: str
     pretrained: bool
@@ -116,6 +117,7 @@ def check(request: Request) -> None:
     if request.backbone in FIXED:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
     _check_teacher_exists(request.teacher)
+    _check_teacher_size(request)
     _check_init(request)
     _check_label_options(request, method)
     check_outside(request.out, request.source)
@@ -143,6 +145,7 @@ _LEAST = {
     "batch_size": 1,
     "image_size": 8,
     "test_size": 8,
+    "teacher_size": 8,
     "workers": 1,
     "seed": 0,
     "accumulate": 1,
@@ -195,6 +198,18 @@ def _check_teacher_exists(teacher: Any) -> None:
         check_name(str(one))
 
 
+def _check_teacher_size(request: Request) -> None:
+    """Of teachers that are at hand; names that have to be fetched follow when they are loaded."""
+    from attar.models.clusters import is_clusters
+    from attar.models.teachers import load_teacher
+
+    for one in teachers_named(request.teacher) if request.teacher_size is not None else ():
+        if callable(one):
+            raise RecipeError("teacher_size would be ignored: this teacher is given as an object. Leave it out.")
+        if isinstance(one, (str, Path)) and Path(one).exists() and not is_clusters(one):
+            load_teacher(one, output="features", teacher_size=request.teacher_size)
+
+
 def _check_label_options(request: Request, method: type[Method]) -> None:
     for option in ("label_fraction", "label_noise"):
         if getattr(request, option) is not None and not method.needs_labels:
@@ -233,10 +248,10 @@ def check_size_afterwards(request: Request, image_size: int) -> None:
         return
     from attar.methods.base import load
     from attar.models.backbones import BackboneSpec
-    from attar.models.test_size import check_test_size
+    from attar.models.other_size import check_other_size
 
     name = load(request.method).METHOD.backbone_name(request.backbone)
-    check_test_size(BackboneSpec(name=name, channels=3, image_size=image_size, stem=request.stem), request.test_size)
+    check_other_size(BackboneSpec(name=name, channels=3, image_size=image_size, stem=request.stem), request.test_size)
 
 
 def plain(value: Any) -> Any:

@@ -120,6 +120,7 @@ def distill(
     batch_size: int | None = None,
     image_size: int | None = None,
     test_size: int | None = None,
+    teacher_size: int | None = None,
     channels: int | str = "auto",
     stem: str = "standard",
     pretrained: bool = False,
@@ -147,8 +148,9 @@ def distill(
         teacher: a run folder, a timm model whose weights are at hand, NAME@FILE (a network with the weights of a file,
             "resnet50@weights/resnet50.pth"), "hog", or a folder made by `cluster`. Several, in
             a list or joined by commas, answer side by side, each with the same say.
-        Everything else as in `pretrain`; image_size and channels default to the teacher's. A teacher sees the student's
-            crops enlarged or reduced to the size it looks at itself, its test_size where it has one.
+        teacher_size: pixels a side that the teacher sees the student's images with, for convnets. Default: its own
+            size (its test_size where it has one), to which they are enlarged or reduced.
+        Everything else as in `pretrain`; image_size and channels default to the teacher's.
     """
     return train(Request(**locals()))
 

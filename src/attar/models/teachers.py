@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from attar.data.images import Images, ImageSpec
 from attar.data.progress import Progress
 from attar.errors import CheckpointError, RecipeError, ShapeError
 from attar.models.backbones import Backbone, patch_map
+from attar.models.other_size import check_other_size
 from attar.models.saved import classes_of, head_digest, load_backbone, load_head
 from attar.models.weights_file import absolute
 
@@ -352,7 +354,12 @@ class ViewOf(Protocol):
 
 
 def load_teacher(
-    spec: str | Path, *, output: str = "auto", image_size: int | None = None, channels: int | None = None
+    spec: str | Path,
+    *,
+    output: str = "auto",
+    image_size: int | None = None,
+    channels: int | None = None,
+    teacher_size: int | None = None,
 ) -> FrozenTeacher:
     """A frozen teacher from a run folder, a timm name, a network with the weights of a file (NAME@FILE), "hog" or
     "pixels".
@@ -360,11 +367,17 @@ def load_teacher(
     Args:
         output: "features" (of the backbone), "embedding" (of the projector the run kept), "logits" (of the
             classifier the run kept), or "auto": the embedding where there is a projector, otherwise features.
+        image_size, channels: of a network by name. teacher_size: pixels it sees images with, instead of its own.
 
     Raises:
         CheckpointError: an output of a head that the teacher did not keep; anything load_backbone raises.
+        BackboneError: its weights belong to images of its own size.
     """
     backbone, image, provenance = load_backbone(spec, image_size=image_size, channels=channels)
+    if teacher_size is not None and teacher_size != image.size:
+        check_other_size(backbone.spec, teacher_size, option="--teacher-size")
+        backbone.spec = replace(backbone.spec, image_size=teacher_size)
+        image = replace(image, size=teacher_size)
     folder = Path(spec)
     kept = {"embedding": "projector", "auto": "projector", "logits": "classifier"}.get(output)
     head = load_head(folder, kept) if folder.is_dir() and kept else None

@@ -1,4 +1,4 @@
-"""May a network that was trained on images of one size look at another one afterwards? (`--test-size`)"""
+"""May a network that was trained on images of one size look at another one? (`--test-size`, `--teacher-size`)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attar.errors import BackboneError
 from attar.models.backbones import Backbone, BackboneSpec, build_backbone
 
 
-def check_test_size(spec: BackboneSpec, size: int) -> None:
+def check_other_size(spec: BackboneSpec, size: int, *, option: str = "--test-size") -> None:
     """Raises BackboneError if the same weights do not make the same network for images of `size` pixels.
 
     Both networks are built; positions of transformers have other shapes then, and windows (Swin, MaxViT) or strides
@@ -25,10 +25,10 @@ def check_test_size(spec: BackboneSpec, size: int) -> None:
         try:
             tested = build(replace(spec, image_size=size))
         except BackboneError as error:
-            raise BackboneError(f"--test-size {size}: {error}") from None
+            raise BackboneError(f"{option} {size}: {error}") from None
     if not _same(trained, tested):
         raise BackboneError(
-            f"--test-size {size}: {spec.name} has weights that belong to images of {spec.image_size} pixels. Leave it "
+            f"{option} {size}: {spec.name} has weights that belong to images of {spec.image_size} pixels. Leave it "
             "out, or take a convnet."
         )
 
