@@ -81,7 +81,7 @@ def test_cluster_transfer_with_every_arrow_a_stage(tmp_path, monkeypatch):
     assert (settings["num_clusters"], settings["layer"]) == (20, "stage3"), "the recipe says what was done"
     assert (out / "student" / "clusters" / "clusters.json").is_file()
     again = {key: value for key, value in student.items() if key not in ("epochs", "batch_size")}
-    again |= {"teacher": out / "clusters", "out": out / "again"}
+    again |= {"teacher": [out / "clusters"], "out": out / "again"}  # a list of one is that one
     attar.distill(**again, settings=settings)  # all that recipe.yaml says may be given again, clusters' settings too
     with pytest.raises(RecipeError, match="num_clusters would be ignored: the clusters of .* are made"):
         attar.distill(**again | {"out": out / "other"}, settings=settings | {"num_clusters": 30})
@@ -286,46 +286,76 @@ def test_a_later_stage_is_about_the_test_size_of_an_earlier_run(tmp_path):
         read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": stages}))
 
 
-def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_teacher_trains(tmp_path):
-    student = {**TRAINING, "teacher": "teacher", "backbone": "vit_micro_p4", "test_size": 12, "image_size": None}
-    plan = [{"name": "teacher", "pretrain": TRAINING}, {"name": "student", "distill": student}]
+@pytest.mark.parametrize("by", ["teacher", "teachers", "init", "folder"])
+def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_first_trains(tmp_path, by):
+    first = TRAINING
+    if by == "folder":
+        attar.pretrain(**TRAINING, out=tmp_path / "made")
+        first = {**TRAINING, "init": str(tmp_path / "made"), "image_size": None}
+    second = {**TRAINING, "backbone": "vit_micro_p4", "test_size": 12, "image_size": None}
+    given = {"init": "first"} if by == "init" else {"teacher": ["first", "hog"] if by == "teachers" else "first"}
+    kind = "pretrain" if by == "init" else "distill"
+    plan = [{"name": "first", "pretrain": first}, {"name": "second", kind: {**second, **given}}]
     with pytest.raises(
         AttarError, match="stage 2: --test-size 12: vit_micro_p4 has weights that belong to images of 8"
     ):
         read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))
 
 
-@pytest.mark.parametrize("teacher", ["clusters", "again", "outside"])
+@pytest.mark.parametrize(
+    ("kind", "given", "text"),
+    [
+        ("cluster", {"run": ["pixels"]}, r"stage 2: run: \['pixels'\] is not accepted; give one stage, folder or netw"),
+        ("pretrain", {**TRAINING, "init": ["first"]}, "stage 2: init: .* is not accepted"),
+        ("pretrain", {**TRAINING, "init": "first", "pretrained": True}, "stage 2: --init and --pretrained both say"),
+    ],
+)
+def test_what_a_stage_begins_from_is_one_thing(tmp_path, kind, given, text):
+    plan = [{"name": "first", "pretrain": TRAINING}, {"name": "second", kind: {"source": "digits", **given}}]
+    with pytest.raises(RecipeError, match=text):
+        read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))
+
+
+def test_teachers_may_be_joined_by_commas_as_on_the_command_line(tmp_path):
+    plan = [{"name": "first", "pretrain": TRAINING}, {"name": "s", "distill": {**TRAINING, "teacher": "first,hog"}}]
+    read = read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))[1]
+    assert read[1].arguments["teacher"] == ["first", "hog"]
+
+
+@pytest.mark.parametrize("teacher", ["clusters", "again", "outside", "folder", "list"])
 def test_settings_of_clusters_may_be_said_again_and_no_others(tmp_path, monkeypatch, teacher):
     monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
-    clustering = {"run": "pixels", "source": "digits", "num_clusters": 8, "image_size": 8, "pca_dim": 4}
+    clustering = {"run": "pixels", "source": "digits", "num_clusters": 8, "image_size": 8, "pca_dim": 4, "grid": None}
     plan = [{"name": "clusters", "cluster": clustering}]
+    name: str = teacher
     if teacher == "again":
         plan.append({"name": "again", "cluster": {"run": "clusters", "source": "digits"}})
-    if teacher == "outside":
+    if teacher == "list":
+        name = "clusters"
+    if teacher in ("outside", "folder"):
         attar.cluster(**clustering, out=tmp_path / "made", progress=False)
         plan = [{"name": "outside", "cluster": {"run": str(tmp_path / "made"), "source": "digits"}}]
-    student = {"name": "student", "distill": {**TRAINING, "method": "cluster_transfer", "teacher": teacher}}
-    pipeline = {"out": str(tmp_path / "out"), "stages": [*plan, student]}
+        name = str(tmp_path / "made") if teacher == "folder" else name
+    student = {**TRAINING, "method": "cluster_transfer", "teacher": [name] if teacher == "list" else name}
+    pipeline = {"out": str(tmp_path / "out"), "stages": [*plan, {"name": "student", "distill": student}]}
 
     def read(settings):
-        student["distill"]["settings"] = settings
+        student["settings"] = settings
         return read_pipeline(write(tmp_path / "recipe.yaml", pipeline))
 
-    read({"num_clusters": 8, "pca_dim": 4, "layer": "features", "kmeans_iterations": 50})
+    read({"num_clusters": 8, "pca_dim": 4, "layer": "features", "grid": 1, "kmeans_iterations": 50})
+    read({"final_lr": 0.001})  # which the first recipe would not take, and the one for small images does
     for other in ({"num_clusters": 9}, {"pca_dim": None}, {"kmeans_iterations": 20}):
-        with pytest.raises(
-            RecipeError, match=f"{next(iter(other))} would be ignored: the clusters of {teacher} are made"
-        ):
+        with pytest.raises(RecipeError, match=f"{next(iter(other))} would be ignored: the clusters of {name} are made"):
             read(other)
-    student["distill"]["teacher_size"] = 16
-    with pytest.raises(RecipeError, match=f"teacher_size would be ignored: the clusters of {teacher} are made"):
+    with pytest.raises(RecipeError, match="num_clusters would be ignored"):
+        read({"pca_dim": 3, "num_clusters": 9})
+    student["teacher_size"] = 16
+    with pytest.raises(RecipeError, match=f"teacher_size would be ignored: the clusters of {name} are made"):
         read({})
-    del student["distill"]["teacher_size"]
+    del student["teacher_size"], clustering["num_clusters"]
     if teacher == "clusters":
-        del clustering["num_clusters"]
-        with pytest.raises(RecipeError, match="num_clusters would be ignored"):
-            read({"num_clusters": 8})
+        read({"num_clusters": 9})  # of which only the images will tell whether it is what they have
 
 
 def test_what_earlier_stages_make_need_not_be_there_yet(tmp_path):

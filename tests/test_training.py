@@ -214,7 +214,7 @@ def test_a_runs_settings_train_the_same_network_again(finished, pixels, tmp_path
         ({"backbone": "resnet8"}, "name: 'resnet8x0.5' -> 'resnet8'"),
         ({"settings": {"temperature": 0.3}}, "temperature: 0.5 -> 0.3"),
         ({"epochs": None, "minutes": 1.0}, "minutes: None -> 1.0"),
-        ({"test_size": 12}, "test_size: None -> 12"),
+        ({"test_size": 12}, "test_size: 8 -> 12"),
     ],
 )
 def test_a_finished_run_is_not_taken_for_another(finished, pixels, other, text):
@@ -275,7 +275,8 @@ def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monke
         ("maxvit_rmlp_pico_rw_256", 64, 96, "maxvit_rmlp_pico_rw_256 has weights that belong to images of 64 pixels"),
         ("swin_tiny_patch4_window7_224", 224, 256, "swin_tiny_patch4_window7_224 has weights that belong to images of"),
         ("vit_micro_p4", 8, 12, "vit_micro_p4 has weights that belong to images of 8 pixels"),
-        ("vgg11_bn", 64, 16, "vgg11_bn cannot take images of 16 x 16 pixels"),
+        ("swinv2_cr_tiny_ns_224", 224, 192, "swinv2_cr_tiny_ns_224 has weights that belong to images of 224 pixels"),
+        ("vgg11_bn", 64, 16, "vgg11_bn cannot take images of 16 pixels. Leave it out, or take another size."),
     ],
 )
 def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, trained, tested, text):
@@ -283,7 +284,7 @@ def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, tra
         check_other_size(BackboneSpec(name=name, channels=3, image_size=trained), tested)
 
 
-@pytest.mark.parametrize("by", ["option", "teacher", "images"])
+@pytest.mark.parametrize("by", ["option", "teacher", "init", "images"])
 def test_a_test_size_that_the_weights_do_not_allow_is_refused_as_soon_as_sizes_are_known(finished, tmp_path, by):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.png").write_bytes(b"")
@@ -293,7 +294,8 @@ def test_a_test_size_that_the_weights_do_not_allow_is_refused_as_soon_as_sizes_a
         if by == "teacher":
             stages.distill(source, teacher=finished, out=tmp_path / "run", **options)
         else:
-            stages.pretrain(source, out=tmp_path / "run", **options)
+            init = finished if by == "init" else None
+            stages.pretrain(source, out=tmp_path / "run", init=init, **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -350,9 +352,12 @@ def test_images_that_shrink_to_a_pixel_are_warned_of(pixels, tmp_path, caplog):
     assert "resnet10t reduces images of 32 pixels to a single position" in caplog.text
     assert "or a larger --image-size." in caplog.text
     caplog.clear()
-    options = {**TINY, "backbone": "resnet10t", "image_size": 64, "test_size": 32}
-    stages.pretrain(pixels, out=tmp_path / "shrunk", **options)
-    assert "resnet10t reduces images of 32 pixels" in caplog.text and "or a larger --test-size." in caplog.text
+    for trained, tested, small, option in ((64, 32, 32, "test"), (32, 24, 32, "image")):
+        options = {**TINY, "backbone": "resnet10t", "image_size": trained, "test_size": tested}
+        stages.pretrain(pixels, out=tmp_path / option, **options)
+        assert f"resnet10t reduces images of {small} pixels" in caplog.text
+        assert f"or a larger --{option}-size." in caplog.text
+        caplog.clear()
 
 
 def test_a_sequence_of_stages_ends_with_the_interrupted_one(tmp_path):

@@ -32,6 +32,7 @@ from typing import Any
 import yaml
 
 from attar.errors import RecipeError, RunChanged, RunError, unknown_name
+from attar.request import teachers_named
 from attar.train.run import RunFolder, check_writable, write_atomically
 
 logger = logging.getLogger("attar")
@@ -112,11 +113,11 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
     from attar.data.listing import require_folder
     from attar.data.sources import path_of
     from attar.errors import AttarError
-    from attar.methods.base import resolve_recipe
+    from attar.methods.base import load
     from attar.models import weights_file
     from attar.models.backbones import check_name
     from attar.planning import check_not_about_clusters
-    from attar.request import Request, check
+    from attar.request import Request, accepted_recipe, check
 
     for name in _references(stage):
         if name not in earlier and not Path(name).exists():
@@ -143,18 +144,13 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             several = taught_by if isinstance(taught_by, list) else [taught_by]
             if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
                 given["teacher"] = [stage if one in earlier else one for one in several]
-            if given["image_size"] is None:
-                begun_from = [stage.arguments.get(key) for key in ("teacher", "init")]
-                given["image_size"] = next((s for b in begun_from if (s := _said(b, "image_size", earlier))), None)
-            if given.get("init") in earlier:
-                given["init"] = None
+            given["image_size"] = given["image_size"] or _said(_begun_from(stage), "image_size", earlier)
+            given["init"] = earlier.get(given["init"], given["init"])
             check(request := Request(**given))
             _check_channels(stage, earlier)
-            taught_by = earlier.get(taught_by) if isinstance(taught_by, str) else None
-            if taught_by and taught_by.kind == "cluster":
-                recipe = resolve_recipe(request.method, request.recipe, request.overrides)
-                made = _clusters_said(taught_by, earlier)
-                check_not_about_clusters(request, recipe, made, str(taught_by.name))
+            made = _clusters_said(_begun_from(stage), earlier)
+            if made is not None and load(request.method).METHOD.needs_clusters:
+                check_not_about_clusters(request, accepted_recipe(request), made, str(_begun_from(stage)))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
             _check_clustered(stage.arguments, earlier)
@@ -180,30 +176,51 @@ def _with_defaults(stage: Stage, out: Path) -> dict[str, Any]:
     return bound.arguments
 
 
-def _said(name: Any, argument: str, earlier: Mapping[str, Stage]) -> int | None:
-    """The image_size or channels of the run that an earlier stage will make: its own, or those of what it starts from;
-    None where only its images will tell."""
-    stage = earlier.get(name) if isinstance(name, str) else None
-    if stage is None:
+def _said(name: str | None, argument: str, earlier: Mapping[str, Stage]) -> int | None:
+    """The image_size or channels of a run that is there, or that an earlier stage will make: its own, or those of what
+    it starts from; None where only its images will tell."""
+    from attar.models.saved import load_backbone
+
+    if name is None:
         return None
+    stage = earlier.get(name)
+    if stage is None:
+        there = (Path(name) / "backbone.json").is_file()
+        return getattr(load_backbone(name)[1], _IN_AN_IMAGE[argument]) if there else None
     own = stage.arguments.get(argument)
     if argument == "image_size":
         own = stage.arguments.get("test_size") or own
     if isinstance(own, int):
         return own
-    begun_from = (stage.arguments.get(key) for key in ("run", "teacher", "init"))
-    return next((said for one in begun_from if (said := _said(one, argument, earlier))), None)
+    return _said(_begun_from(stage), argument, earlier)
 
 
-def _clusters_said(stage: Stage, earlier: Mapping[str, Stage]) -> dict[str, Any]:
-    """Settings of the clusters that a stage will make; without those that only its images will tell."""
+_IN_AN_IMAGE = {"image_size": "size", "channels": "channels"}
+
+
+def _begun_from(stage: Stage) -> str | None:
+    """The run or network whose images a stage takes by default: the first teacher's, else of what it starts from."""
+    given = (stage.arguments.get(key) for key in ("run", "teacher", "init"))
+    return _first(next((one for one in given if one), None))
+
+
+def _first(given: Any) -> Any:
+    return given[0] if isinstance(given, list) else given
+
+
+def _clusters_said(name: str | None, earlier: Mapping[str, Stage]) -> dict[str, Any] | None:
+    """Settings of the clusters that a stage will make, without those that only its images will tell, or that are in a
+    folder; None for what is no clusters."""
     from attar.models.clusters import ClusterSettings, is_clusters, load_clusters
 
-    run = stage.arguments["run"]
-    if (named := earlier.get(run)) and named.kind == "cluster":
-        return _clusters_said(named, earlier)
-    if is_clusters(run):
-        return asdict(load_clusters(run).settings)
+    stage = earlier.get(name) if name else None
+    if stage is None:
+        return asdict(load_clusters(name).settings) if name and is_clusters(name) else None
+    if stage.kind != "cluster":
+        return None
+    made = _clusters_said(stage.arguments["run"], earlier)
+    if made is not None:
+        return made
     usual = {f.name: f.default for f in fields(ClusterSettings) if f.default is not MISSING}
     return {**usual, **{name: value for name, value in stage.arguments.items() if value is not None}}
 
@@ -212,7 +229,7 @@ def _check_channels(stage: Stage, earlier: Mapping[str, Stage]) -> None:
     """Are the channels those of the teacher, or of the run to start from, as far as an earlier stage says them?"""
     own = stage.arguments.get("channels")
     for key in ("teacher", "init"):
-        theirs = _said(stage.arguments.get(key), "channels", earlier)
+        theirs = _said(_first(stage.arguments.get(key)), "channels", earlier)
         if theirs and isinstance(own, int) and own != theirs:
             raise RecipeError(
                 f"channels: {own} does not go with {key}: {stage.arguments[key]}, which takes {theirs}. Leave it out."
@@ -269,6 +286,8 @@ def _typed(where: str, arguments: dict[str, Any]) -> dict[str, Any]:
             typed[name] = [value]
         elif name in _SOURCES and not isinstance(value, str):
             raise RecipeError(f"{where}: {name}: {value!r} is not accepted; give one folder, file or name.")
+        elif name in ("run", "init") and value is not None and not isinstance(value, str):
+            raise RecipeError(f"{where}: {name}: {value!r} is not accepted; give one stage, folder or network.")
     return typed
 
 
@@ -286,6 +305,8 @@ def _read_stage(where: str, entry: Any) -> Stage:
     parameters = inspect.signature(_function(kind)).parameters
     accepted = set(parameters) - ({"out", "resume"} if kind in NAMED else set())
     arguments = _typed(where, entry[kind] or {})
+    if kind == "distill" and len(teachers := teachers_named(arguments.get("teacher"))) > 1:
+        arguments["teacher"] = teachers
     for argument in arguments:
         if argument not in accepted:
             raise RecipeError(f"{where}: " + unknown_name(f"argument of {kind}", argument, accepted, limit=40))

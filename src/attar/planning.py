@@ -155,8 +155,7 @@ _IDENTITY = (
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     identity = {key: resolved.get(key) for key in _IDENTITY}
-    if identity["test_size"] == resolved["image"]["size"]:
-        identity["test_size"] = None
+    identity["test_size"] = identity["test_size"] or resolved["image"]["size"]
     identity["data"] = resolved["data"]["digest"]
     identity["labels"] = resolved["data"].get("labels_digest")
     identity["teacher"] = (resolved["teacher"] or {}).get("digest")
@@ -330,10 +329,10 @@ def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher
     from attar.models.clusters import is_clusters, load_clusters
     from attar.models.teachers import JointTeacher, load_teacher
 
-    if load(request.method).METHOD.needs_clusters and is_clusters(request.teacher):
-        return load_clusters(request.teacher)
-    output = getattr(recipe, "teacher_output", "features")
     names = teachers_named(request.teacher)
+    if load(request.method).METHOD.needs_clusters and len(names) == 1 and is_clusters(names[0]):
+        return load_clusters(names[0])
+    output = getattr(recipe, "teacher_output", "features")
     if len(names) > 1 and load(request.method).METHOD.needs_clusters:
         raise RecipeError(f"{request.method} clusters one network's features, and {len(names)} are named; give one.")
     if output == "logits" and len(names) > 1:
@@ -365,7 +364,7 @@ def _as_clustered(request: Request, recipe: Recipe, clusters: Clusters) -> Recip
         RecipeError: for those.
     """
     settings = asdict(clusters.settings)
-    check_not_about_clusters(request, recipe, settings, str(request.teacher))
+    check_not_about_clusters(request, recipe, settings, str(teachers_named(request.teacher)[0]))
     return replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
 
 
@@ -373,8 +372,8 @@ def check_not_about_clusters(request: Request, recipe: Recipe, made: Mapping[str
     """Raises RecipeError for what a person asked for and clusters, `made` with other values, would ignore."""
     from attar.models.clusters import ClusterSettings
 
-    given = ClusterSettings.__dataclass_fields__.keys() & request.overrides
-    ignored = [name for name in given if name not in made or getattr(recipe, name) != made[name]]
+    given = [name for name in ClusterSettings.__dataclass_fields__ if name in request.overrides and name in made]
+    ignored = [name for name in given if getattr(recipe, name) != made[name]]
     if request.teacher_size is not None:
         ignored.append("teacher_size")
     if ignored:

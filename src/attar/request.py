@@ -11,7 +11,7 @@ from attar.errors import BackboneError, CheckpointError, RecipeError, RunError
 from attar.train.run import RunFolder
 
 if TYPE_CHECKING:
-    from attar.methods.base import Method
+    from attar.methods.base import Method, Recipe
 
 SMALL_IMAGE = 64  # pixels up to which a method's "small" recipe is the default
 _BY_KIND = {"small_vit", "convnet", "vit", "transformer"}  # recipes that are chosen by the kind of network
@@ -90,7 +90,7 @@ class Request:
 
 def check(request: Request) -> None:
     """What the request alone shows to be wrong; reads no image and writes nothing."""
-    from attar.methods.base import load, resolve_recipe
+    from attar.methods.base import load
     from attar.models.backbones import check_name
     from attar.models.handcrafted import NAMES as FIXED
     from attar.train.distributed import choose_device
@@ -108,22 +108,15 @@ def check(request: Request) -> None:
             raise RecipeError(f"--{option} {given}: it must be more than 0, and finite.")
     if request.minutes is not None and "epochs" in request.overrides:
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
-    usual = _USUAL & load(request.method).RECIPES.keys()
-    names = [request.recipe] if request.recipe else [None, *sorted(usual)]
-    refused = [error for name in names if (error := _refusal(resolve_recipe, request, name)) is not None]
-    if len(refused) == len(names):  # which it will be depends on images and network; one may accept
-        raise refused[0]
+    accepted_recipe(request)
     check_name(request.backbone, stem=request.stem)
     if request.backbone in FIXED:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
     _check_teacher_exists(request.teacher)
-    _check_teacher_size(request)
     _check_init(request)
     _check_label_options(request, method)
     check_outside(request.out, request.source)
     _check_backbone(request, method)
-    if request.image_size is not None:
-        check_size_afterwards(request, request.image_size)
     if request.compile and method.needs_tokens:
         raise RecipeError(
             f"--compile would be ignored: {request.method} reads tokens past what it compiles. Leave it out."
@@ -132,6 +125,9 @@ def check(request: Request) -> None:
         raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
+    _check_teacher_size(request)
+    if request.image_size is not None:
+        check_size_afterwards(request, request.image_size)
 
 
 def check_outside(out: str | Path, source: Any) -> None:
@@ -153,12 +149,22 @@ _LEAST = {
 }
 
 
-def _refusal(resolve_recipe: Any, request: Request, name: str | None) -> RecipeError | None:
-    try:
-        resolve_recipe(request.method, name, request.overrides)
-    except RecipeError as error:
-        return error
-    return None
+def accepted_recipe(request: Request) -> Recipe:
+    """The first recipe that takes the settings; which it will be depends on the images and the network.
+
+    Raises:
+        RecipeError: none of them does.
+    """
+    from attar.methods.base import load, resolve_recipe
+
+    usual = _USUAL & load(request.method).RECIPES.keys()
+    refused = []
+    for name in [request.recipe] if request.recipe else [None, *sorted(usual)]:
+        try:
+            return resolve_recipe(request.method, name, request.overrides)
+        except RecipeError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def _check_teacher(request: Request, method: type[Method]) -> None:
@@ -223,9 +229,10 @@ def _check_init(request: Request) -> None:
         return
     if request.pretrained:
         raise RecipeError("--init and --pretrained both say where the weights come from; give one of them.")
-    from attar.models.saved import saved_digest
+    if isinstance(request.init, (str, Path)):  # of a pipeline's earlier stage there is nothing to look at yet
+        from attar.models.saved import saved_digest
 
-    saved_digest(request.init)
+        saved_digest(request.init)
 
 
 def _check_backbone(request: Request, method: type[Method]) -> None:
@@ -246,12 +253,11 @@ def check_size_afterwards(request: Request, image_size: int) -> None:
     """Raises BackboneError for a test size that a network trained on images of `image_size` pixels cannot take."""
     if request.test_size in (None, image_size):
         return
-    from attar.methods.base import load
     from attar.models.backbones import BackboneSpec
     from attar.models.other_size import check_other_size
 
-    name = load(request.method).METHOD.backbone_name(request.backbone)
-    check_other_size(BackboneSpec(name=name, channels=3, image_size=image_size, stem=request.stem), request.test_size)
+    spec = BackboneSpec(name=request.backbone, channels=3, image_size=image_size, stem=request.stem)
+    check_other_size(spec, request.test_size)
 
 
 def plain(value: Any) -> Any:
