@@ -144,13 +144,14 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
             several = taught_by if isinstance(taught_by, list) else [taught_by]
             if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
                 given["teacher"] = [stage if one in earlier else one for one in several]
-            given["image_size"] = given["image_size"] or _said(_begun_from(stage), "image_size", earlier)
+            begun_from = _begun_from(stage)
+            given["image_size"] = given["image_size"] or _said(begun_from, "image_size", earlier)
             given["init"] = earlier.get(given["init"], given["init"])
             check(request := Request(**given))
             _check_channels(stage, earlier)
-            made = _clusters_said(_begun_from(stage), earlier)
+            made = _clusters_said(begun_from, earlier)
             if made is not None and load(request.method).METHOD.needs_clusters:
-                check_not_about_clusters(request, accepted_recipe(request), made, str(_begun_from(stage)))
+                check_not_about_clusters(request, accepted_recipe(request), made, str(begun_from))
         elif stage.kind == "cluster":
             stages.check_clustering(stage.arguments)
             _check_clustered(stage.arguments, earlier)

@@ -119,15 +119,16 @@ def _build(request: Request, plan: Plan, world: Any) -> Job:
         projector = load_head(Path(request.init), "projector")
     if request.checkpoint_activations:
         backbone.checkpoint_activations()
-    sizes = {"image": plan.image.size, "test": plan.test_image.size}
-    if small := next((option for option, size in sizes.items() if backbone.reduces_to_a_pixel(size)), None):
+    options_by_size = {plan.image.size: "image"}
+    options_by_size.setdefault(plan.test_image.size, "test")  # mostly the same one, which is asked once
+    if small := next((size for size in options_by_size if backbone.reduces_to_a_pixel(size)), None):
         logger.warning(
             "%s reduces images of %d pixels to a single position before it pools, so most of its depth sees no "
             "picture. Better: --stem small (ResNets), a net for small images such as resnet20, or a larger "
             "--%s-size.",
             request.backbone,
-            sizes[small],
             small,
+            options_by_size[small],
         )
     views = make_views(request.method, plan.recipe, plan.image, backbone)
     setup = Setup(
