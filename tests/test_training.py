@@ -324,6 +324,16 @@ def test_a_teacher_sees_images_with_the_size_that_was_asked_for(finished, pixels
     assert load_teacher(finished, teacher_size=8).digest == own.digest != load_teacher(finished, teacher_size=16).digest
 
 
+@pytest.mark.parametrize("name", ["hog", "vit_micro_p4"])
+def test_a_network_by_name_is_built_for_the_teacher_size(pixels, tmp_path, name):
+    if name != "hog":
+        run = stages.pretrain(pixels, out=tmp_path / "vit", **{**TINY, "backbone": name}).path
+        name = f"{name}@{stages.export(run, format='timm').path}"
+    own, other = (load_teacher(name, image_size=8, channels=3, teacher_size=size) for size in (None, 16))
+    assert (own.image.size, other.image.size) == (8, 16) and own.digest != other.digest
+    stages.distill(pixels, teacher=name, out=tmp_path / "run", teacher_size=16, settings={"queue_length": 64}, **TINY)
+
+
 def test_a_teacher_size_that_cannot_be_had_is_refused_before_images_are_read(tmp_path, pixels):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.png").write_bytes(b"")

@@ -54,7 +54,10 @@ TestSize = Annotated[
 ]
 TeacherSize = Annotated[
     int | None,
-    typer.Option("--teacher-size", help="Pixels a side that the teacher sees images with; default: its own size."),
+    typer.Option(
+        "--teacher-size",
+        help="Pixels a side that the teacher sees images with; default: a run's own, the student's for a name.",
+    ),
 ]
 Channels = Annotated[str, typer.Option("--channels", help="auto, 1, 3, …")]
 Stem = Annotated[

@@ -148,8 +148,8 @@ def distill(
         teacher: a run folder, a timm model whose weights are at hand, NAME@FILE (a network with the weights of a file,
             "resnet50@weights/resnet50.pth"), "hog", or a folder made by `cluster`. Several, in
             a list or joined by commas, answer side by side, each with the same say.
-        teacher_size: pixels a side that the teacher sees the student's images with, for convnets. Default: its own
-            size (its test_size where it has one), to which they are enlarged or reduced.
+        teacher_size: pixels a side to which the student's images are enlarged or reduced for the teacher; of runs, for
+            convnets. Default: a run's own size (its test_size where it has one), the student's for a name.
         Everything else as in `pretrain`; image_size and channels default to the teacher's.
     """
     return train(Request(**locals()))

@@ -367,14 +367,15 @@ def load_teacher(
     Args:
         output: "features" (of the backbone), "embedding" (of the projector the run kept), "logits" (of the
             classifier the run kept), or "auto": the embedding where there is a projector, otherwise features.
-        image_size, channels: of a network by name. teacher_size: pixels it sees images with, instead of its own.
+        image_size, channels: of a network by name. teacher_size: pixels it sees images with, instead of its own or
+            of image_size.
 
     Raises:
         CheckpointError: an output of a head that the teacher did not keep; anything load_backbone raises.
-        BackboneError: its weights belong to images of its own size.
+        BackboneError: a run's weights belong to images of its own size.
     """
-    backbone, image, provenance = load_backbone(spec, image_size=image_size, channels=channels)
-    if teacher_size is not None and teacher_size != image.size:
+    backbone, image, provenance = load_backbone(spec, image_size=teacher_size or image_size, channels=channels)
+    if teacher_size is not None and teacher_size != image.size:  # a run's network has a size of its own
         check_other_size(backbone.spec, teacher_size, option="--teacher-size")
         backbone.spec = replace(backbone.spec, image_size=teacher_size)
         image = replace(image, size=teacher_size)
