@@ -286,7 +286,7 @@ def test_a_later_stage_is_about_the_test_size_of_an_earlier_run(tmp_path):
         read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": stages}))
 
 
-@pytest.mark.parametrize("by", ["teacher", "teachers", "init", "folder"])
+@pytest.mark.parametrize("by", ["teacher", "teachers", "init", "folder", "teacher, not init"])
 def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_first_trains(tmp_path, by):
     first = TRAINING
     if by == "folder":
@@ -296,8 +296,11 @@ def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_first_
     given = {"init": "first"} if by == "init" else {"teacher": ["first", "hog"] if by == "teachers" else "first"}
     kind = "pretrain" if by == "init" else "distill"
     plan = [{"name": "first", "pretrain": first}, {"name": "second", kind: {**second, **given}}]
+    if by == "teacher, not init":
+        plan.insert(0, {"name": "begun", "pretrain": {**first, "image_size": 12}})
+        plan[-1][kind]["init"] = "begun"
     with pytest.raises(
-        AttarError, match="stage 2: --test-size 12: vit_micro_p4 has weights that belong to images of 8"
+        AttarError, match="stage [23]: --test-size 12: vit_micro_p4 has weights that belong to images of 8"
     ):
         read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))
 
@@ -307,6 +310,11 @@ def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_first_
     [
         ("cluster", {"run": ["pixels"]}, r"stage 2: run: \['pixels'\] is not accepted; give one stage, folder or netw"),
         ("pretrain", {**TRAINING, "init": ["first"]}, "stage 2: init: .* is not accepted"),
+        (
+            "distill",
+            {**TRAINING, "method": "cluster_transfer", "teacher": ["first", "hog"]},
+            "stage 2: cluster_transfer clusters one network's features, and 2 are named; give one",
+        ),
         ("pretrain", {**TRAINING, "init": "first", "pretrained": True}, "stage 2: --init and --pretrained both say"),
     ],
 )

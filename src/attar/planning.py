@@ -330,16 +330,9 @@ def _load_teacher(request: Request, recipe: Recipe, image: ImageSpec) -> Teacher
     from attar.models.teachers import JointTeacher, load_teacher
 
     names = teachers_named(request.teacher)
-    if load(request.method).METHOD.needs_clusters and len(names) == 1 and is_clusters(names[0]):
+    if load(request.method).METHOD.needs_clusters and is_clusters(names[0]):
         return load_clusters(names[0])
     output = getattr(recipe, "teacher_output", "features")
-    if len(names) > 1 and load(request.method).METHOD.needs_clusters:
-        raise RecipeError(f"{request.method} clusters one network's features, and {len(names)} are named; give one.")
-    if output == "logits" and len(names) > 1:
-        raise RecipeError(
-            f"{request.method} learns from one teacher's classes, and {len(names)} teachers are named; give one of "
-            "them. Several can teach a method that learns from features (seed, compress, foundation, regression)."
-        )
     loaded = [
         load_teacher(
             one, output=output, image_size=image.size, channels=image.channels, teacher_size=request.teacher_size

@@ -108,7 +108,7 @@ def check(request: Request) -> None:
             raise RecipeError(f"--{option} {given}: it must be more than 0, and finite.")
     if request.minutes is not None and "epochs" in request.overrides:
         raise RecipeError("--epochs and --minutes both set the length of training; give one of them.")
-    accepted_recipe(request)
+    _check_several_teachers(request, method, accepted_recipe(request))
     check_name(request.backbone, stem=request.stem)
     if request.backbone in FIXED:
         raise BackboneError(f"--backbone {request.backbone} has no weights to train; it is a control and a teacher.")
@@ -177,6 +177,17 @@ def _check_teacher(request: Request, method: type[Method]) -> None:
         raise RecipeError(
             f"{request.method} has no use for a teacher, so --teacher would be ignored. "
             f"Use attar pretrain, or a method that distils (see attar methods)."
+        )
+
+
+def _check_several_teachers(request: Request, method: type[Method], recipe: Recipe) -> None:
+    count = len(teachers_named(request.teacher))
+    if count > 1 and method.needs_clusters:
+        raise RecipeError(f"{request.method} clusters one network's features, and {count} are named; give one.")
+    if count > 1 and getattr(recipe, "teacher_output", "features") == "logits":
+        raise RecipeError(
+            f"{request.method} learns from one teacher's classes, and {count} teachers are named; give one of them. "
+            "Several can teach a method that learns from features (seed, compress, foundation, regression)."
         )
 
 
