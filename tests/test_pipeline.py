@@ -201,6 +201,13 @@ def test_an_argument_that_is_missing_is_found_before_anything_runs(tmp_path):
         ({"name": "b", "pretrain": {**TRAINING, "source": "nowhere/"}}, "stage 2: no such file or folder: nowhere"),
         ({"evaluate": {"run": "teacher", "labelled": "nowhere.npz"}}, "stage 2: no such file or folder: nowhere.npz"),
         ({"evaluate": {"run": "teacher", "labelled": "digits", "test": "no/"}}, "stage 2: no such file or folder: no"),
+        ({"name": "b", "pretrain": {**TRAINING, "image_size": 0}}, "stage 2: --image-size 0: it must be 8 or more"),
+        ({"name": "b", "distill": {**TRAINING, "teacher": "teacher", "image_size": 0}}, "stage 2: --image-size 0: it"),
+        ({"name": "b", "distill": {**TRAINING, "teacher": "teacher,"}}, "stage 2: --teacher .* missing beside the com"),
+        ({"name": "b", "distill": {**TRAINING, "teacher": []}}, "stage 2: seed distils and needs a teacher"),
+        ({"name": "b", "distill": {**TRAINING, "teacher": "teacher", "teacher_size": "x"}}, "teacher_size: 'x' is no"),
+        ({"name": "b,c", "pretrain": TRAINING}, "stage 2: name: 'b,c' is not accepted; a comma joins teachers"),
+        ({"name": "b", "cluster": {"run": None, "source": "digits"}}, "stage 2: run: None is not accepted; give one"),
         (
             {"name": "b", "distill": {**TRAINING, "teacher": "teacher", "method": "seed", "channels": 3}},
             "stage 2: channels: 3 does not go with teacher: teacher, which takes 1",
@@ -303,6 +310,18 @@ def test_a_test_size_that_a_later_stage_cannot_have_is_refused_before_the_first_
         AttarError, match="stage [23]: --test-size 12: vit_micro_p4 has weights that belong to images of 8"
     ):
         read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))
+
+
+def test_a_teacher_size_that_an_earlier_stage_cannot_have_is_refused_before_it_trains(tmp_path):
+    second = {**TRAINING, "teacher": "hog,first", "teacher_size": 12}
+
+    def read(backbone):
+        plan = [{"name": "first", "pretrain": {**TRAINING, "backbone": backbone}}, {"name": "s", "distill": second}]
+        return read_pipeline(write(tmp_path / "recipe.yaml", {"out": str(tmp_path / "out"), "stages": plan}))
+
+    assert read("resnet8")
+    with pytest.raises(AttarError, match="stage 2: --teacher-size 12: vit_micro_p4 has weights that belong to images"):
+        read("vit_micro_p4")
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,9 @@ def test_a_teacher_sees_images_with_the_size_that_was_asked_for(finished, pixels
     assert load_backbone(finished)[1].size == 8 and load_backbone(run)[1].size == 24, "what is kept stays as it is"
     with pytest.raises(RunChanged, match="teacher: other weights, or other images than it took"):
         stages.distill(pixels, teacher=finished, out=run, resume=True, **options)
-    assert load_teacher(finished, teacher_size=8).digest == own.digest != load_teacher(finished, teacher_size=16).digest
+    other = load_teacher(finished, teacher_size=16)
+    assert load_teacher(finished, teacher_size=8).digest == own.digest != other.digest
+    assert other.backbone.spec.image_size == 16, "of which the shapes of its maps are told"
 
 
 @pytest.mark.parametrize("name", ["hog", "vit_micro_p4"])
@@ -341,6 +343,9 @@ def test_a_teacher_size_that_cannot_be_had_is_refused_before_images_are_read(tmp
     options = {**TINY, "out": tmp_path / "run", "teacher_size": 12}
     with pytest.raises(BackboneError, match="--teacher-size 12: vit_micro_p4 has weights that belong to images of 8 p"):
         stages.distill(tmp_path / "images", teacher=teacher, **options)
+    with pytest.raises(BackboneError, match="18 is not a multiple of 4. Use --teacher-size 16 or 20"):
+        file = stages.export(teacher, format="timm").path
+        stages.distill(tmp_path / "images", teacher=f"vit_micro_p4@{file}", **{**options, "teacher_size": 18})
     with pytest.raises(RecipeError, match="--teacher-size 4: it must be 8 or more"):
         stages.distill(tmp_path / "images", teacher=teacher, **{**options, "teacher_size": 4})
     with pytest.raises(RecipeError, match="teacher_size would be ignored: this teacher is given as an object"):

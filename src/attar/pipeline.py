@@ -141,14 +141,16 @@ def _check_stage(where: str, stage: Stage, earlier: Mapping[str, Stage], out: Pa
         if stage.kind in TRAININGS:
             given = {**_with_defaults(stage, out), "resume": True}
             taught_by = given.get("teacher")
-            several = taught_by if isinstance(taught_by, list) else [taught_by]
+            several: list[Any] = taught_by if isinstance(taught_by, list) else [taught_by]
             if any(one in earlier for one in several):  # a folder not there yet, so there is nothing to look at
                 given["teacher"] = [stage if one in earlier else one for one in several]
             begun_from = _begun_from(stage)
-            given["image_size"] = given["image_size"] or _said(begun_from, "image_size", earlier)
+            if given["image_size"] is None:
+                given["image_size"] = _said(begun_from, "image_size", earlier)
             given["init"] = earlier.get(given["init"], given["init"])
             check(request := Request(**given))
             _check_channels(stage, earlier)
+            _check_teacher_size(request.teacher_size, [earlier[one] for one in several if one in earlier], earlier)
             made = _clusters_said(begun_from, earlier)
             if made is not None and load(request.method).METHOD.needs_clusters:
                 check_not_about_clusters(request, accepted_recipe(request), made, str(begun_from))
@@ -237,6 +239,19 @@ def _check_channels(stage: Stage, earlier: Mapping[str, Stage]) -> None:
             )
 
 
+def _check_teacher_size(size: int | None, teachers: list[Stage], earlier: Mapping[str, Stage]) -> None:
+    """Can the networks that earlier stages train look at images of this size?"""
+    from attar.models.backbones import BackboneSpec
+    from attar.models.other_size import check_other_size
+
+    for stage in teachers if size is not None else ():
+        own = _said(stage.name, "image_size", earlier)
+        if stage.kind in TRAININGS and own not in (None, size):
+            given = _with_defaults(stage, Path())
+            spec = BackboneSpec(name=given["backbone"], channels=3, image_size=own, stem=given["stem"])
+            check_other_size(spec, size, option="--teacher-size")
+
+
 def _check_clustered(arguments: dict[str, Any], earlier: Mapping[str, Stage]) -> None:
     """Will the run of an earlier stage take images of this size, and has its network a layer of this name?"""
     from attar.methods.base import load
@@ -287,7 +302,7 @@ def _typed(where: str, arguments: dict[str, Any]) -> dict[str, Any]:
             typed[name] = [value]
         elif name in _SOURCES and not isinstance(value, str):
             raise RecipeError(f"{where}: {name}: {value!r} is not accepted; give one folder, file or name.")
-        elif name in ("run", "init") and value is not None and not isinstance(value, str):
+        elif name in ("run", "init") and (name, value) != ("init", None) and not isinstance(value, str):
             raise RecipeError(f"{where}: {name}: {value!r} is not accepted; give one stage, folder or network.")
     return typed
 
@@ -303,6 +318,8 @@ def _read_stage(where: str, entry: Any) -> Stage:
         raise RecipeError(f"{where}: " + unknown_name("stage", kind, KINDS))
     if kind in NAMED and not entry.get("name"):
         raise RecipeError(f"{where}: {kind} needs a name; what it makes is kept in the folder out/NAME.")
+    if "," in str(entry.get("name")):
+        raise RecipeError(f"{where}: name: {entry['name']!r} is not accepted; a comma joins teachers.")
     parameters = inspect.signature(_function(kind)).parameters
     accepted = set(parameters) - ({"out", "resume"} if kind in NAMED else set())
     arguments = _typed(where, entry[kind] or {})

@@ -168,7 +168,7 @@ def accepted_recipe(request: Request) -> Recipe:
 
 
 def _check_teacher(request: Request, method: type[Method]) -> None:
-    if method.needs_teacher and request.teacher is None:
+    if method.needs_teacher and all(one is None for one in teachers_named(request.teacher)):
         raise RecipeError(
             f"{request.method} distils and needs a teacher: "
             f"attar distill SOURCE --teacher RUN --method {request.method}"
@@ -205,6 +205,8 @@ def _check_teacher_exists(teacher: Any) -> None:
     from attar.models.backbones import check_name
 
     for one in teachers_named(teacher):
+        if one == "":
+            raise RecipeError(f"--teacher {teacher}: a name is missing beside the comma.")
         if not isinstance(one, (str, Path)) or Path(one).exists():
             continue
         if parts := weights_file.name_and_file(one):
@@ -216,15 +218,27 @@ def _check_teacher_exists(teacher: Any) -> None:
 
 
 def _check_teacher_size(request: Request) -> None:
-    """Of teachers that are at hand; names that have to be fetched follow when they are loaded."""
+    """Of runs, as they are; of names, whether there is such a network."""
+    from attar.models import weights_file
+    from attar.models.backbones import build_backbone
     from attar.models.clusters import is_clusters
     from attar.models.teachers import load_teacher
 
-    for one in teachers_named(request.teacher) if request.teacher_size is not None else ():
+    if (size := request.teacher_size) is None:
+        return
+    for one in teachers_named(request.teacher):
         if callable(one):
             raise RecipeError("teacher_size would be ignored: this teacher is given as an object. Leave it out.")
-        if isinstance(one, (str, Path)) and Path(one).exists() and not is_clusters(one):
-            load_teacher(one, output="features", teacher_size=request.teacher_size)
+        if not isinstance(one, (str, Path)) or is_clusters(one):
+            continue
+        if Path(one).exists():
+            load_teacher(one, output="features", teacher_size=size)
+            continue
+        name, *_ = weights_file.name_and_file(one) or (str(one),)
+        try:
+            build_backbone(name, image_size=size)
+        except BackboneError as error:
+            raise BackboneError(str(error).replace("--image-size", "--teacher-size")) from None
 
 
 def _check_label_options(request: Request, method: type[Method]) -> None:

@@ -127,7 +127,7 @@ def _check_same(backbone: Backbone, teacher: FrozenTeacher, setup: Setup) -> Non
     if setup.image != teacher.image:
         raise RecipeError(
             f"sskd_teacher: the teacher takes images of {teacher.image.size} pixels in its own normalisation; "
-            "leave out --image-size."
+            "leave out --image-size and --teacher-size."
         )
 
 
