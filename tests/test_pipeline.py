@@ -212,6 +212,10 @@ def test_an_argument_that_is_missing_is_found_before_anything_runs(tmp_path):
             {"name": "b", "distill": {**TRAINING, "teacher": "teacher", "method": "seed", "channels": 3}},
             "stage 2: channels: 3 does not go with teacher: teacher, which takes 1",
         ),
+        (
+            {"name": "b", "distill": {**TRAINING, "teacher": "teacher,hog", "channels": 3}},
+            "channels: 3 does not go with",
+        ),
     ],
 )
 def test_a_mistake_in_a_later_stage_is_found_before_the_first_trains(tmp_path, second, text):

@@ -276,12 +276,16 @@ def test_crops_are_cut_from_images_as_large_as_those_of_the_test(tmp_path, monke
         ("swin_tiny_patch4_window7_224", 224, 256, "swin_tiny_patch4_window7_224 has weights that belong to images of"),
         ("vit_micro_p4", 8, 12, "vit_micro_p4 has weights that belong to images of 8 pixels"),
         ("swinv2_cr_tiny_ns_224", 224, 192, "swinv2_cr_tiny_ns_224 has weights that belong to images of 224 pixels"),
-        ("vgg11_bn", 64, 16, "vgg11_bn cannot take images of 16 pixels. Leave it out, or take another size."),
+        ("dla34", 64, 48, "dla34 cannot take images of 48 pixels. Leave it out, or take another size."),
     ],
 )
 def test_a_network_that_computes_otherwise_at_the_test_size_is_refused(name, trained, tested, text):
     with pytest.raises(BackboneError, match=f"--test-size {tested}: {text}"):
         check_other_size(BackboneSpec(name=name, channels=3, image_size=trained), tested)
+
+
+def test_a_deep_convnet_is_a_convnet():
+    check_other_size(BackboneSpec(name="dla169", channels=1, image_size=32), 64)  # its features would overflow
 
 
 @pytest.mark.parametrize("by", ["option", "teacher", "init", "images"])
@@ -336,13 +340,40 @@ def test_a_network_by_name_is_built_for_the_teacher_size(pixels, tmp_path, name)
     stages.distill(pixels, teacher=name, out=tmp_path / "run", teacher_size=16, settings={"queue_length": 64}, **TINY)
 
 
+def test_each_of_several_teachers_has_the_size_that_was_asked_for(finished, pixels, tmp_path, monkeypatch):
+    seen, answer = {}, FrozenTeacher.__call__
+
+    def noting(self, *rest, **named):
+        seen[self.name] = self.image.size
+        return answer(self, *rest, **named)
+
+    monkeypatch.setattr(FrozenTeacher, "__call__", noting)
+    options = {**TINY, "settings": {"queue_length": 64}}
+    stages.distill(pixels, teacher=["hog", finished], out=tmp_path / "run", teacher_size=16, **options)
+    assert list(seen.values()) == [16, 16]
+
+
+@pytest.mark.parametrize("name", ["hog", "vit_micro_p4"])
+def test_a_student_is_measured_beside_its_teacher_as_it_taught(tmp_path, name, pixels):
+    if name != "hog":  # and cannot look at images of 10 pixels, the student's
+        vit = stages.pretrain(pixels, out=tmp_path / "vit", **{**TINY, "backbone": name}).path
+        name = f"{name}@{stages.export(vit, format='timm').path}"
+    np.savez(tmp_path / "data.npz", images=pixels, labels=np.arange(128) % 2)
+    options = {**TINY, "image_size": 10, "settings": {"queue_length": 64}}
+    run = stages.distill(tmp_path / "data.npz", teacher=name, out=tmp_path / "run", teacher_size=16, **options).path
+    (_, image, _), _ = stages._teacher_of(load_backbone(run)[2], None, load_backbone(run)[1])
+    assert image.size == 16
+    rows = stages.evaluate(run, tmp_path / "data.npz", protocols=["knn"], controls=["pixels"]).rows
+    assert {row["subject"] for row in rows} == {"model", "teacher", "pixels"}
+
+
 def test_a_teacher_size_that_cannot_be_had_is_refused_before_images_are_read(tmp_path, pixels):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.png").write_bytes(b"")
     teacher = stages.pretrain(pixels, out=tmp_path / "vit", **{**TINY, "backbone": "vit_micro_p4"}).path
     options = {**TINY, "out": tmp_path / "run", "teacher_size": 12}
     with pytest.raises(BackboneError, match="--teacher-size 12: vit_micro_p4 has weights that belong to images of 8 p"):
-        stages.distill(tmp_path / "images", teacher=teacher, **options)
+        stages.distill(tmp_path / "images", teacher=["hog", teacher], **options)
     with pytest.raises(BackboneError, match="18 is not a multiple of 4. Use --teacher-size 16 or 20"):
         file = stages.export(teacher, format="timm").path
         stages.distill(tmp_path / "images", teacher=f"vit_micro_p4@{file}", **{**options, "teacher_size": 18})

@@ -125,7 +125,7 @@ def check(request: Request) -> None:
         raise RecipeError("--compile and --shard do not go together yet; leave one of them out.")
     choose_precision(request.precision, choose_device(request.device))
     RunFolder.check(request.out, resume=request.resume)
-    _check_teacher_size(request)
+    _check_teacher_size(request, method)
     if request.image_size is not None:
         check_size_afterwards(request, request.image_size)
 
@@ -217,7 +217,7 @@ def _check_teacher_exists(teacher: Any) -> None:
         check_name(str(one))
 
 
-def _check_teacher_size(request: Request) -> None:
+def _check_teacher_size(request: Request, method: type[Method]) -> None:
     """Of runs, as they are; of names, whether there is such a network."""
     from attar.models import weights_file
     from attar.models.backbones import build_backbone
@@ -229,7 +229,7 @@ def _check_teacher_size(request: Request) -> None:
     for one in teachers_named(request.teacher):
         if callable(one):
             raise RecipeError("teacher_size would be ignored: this teacher is given as an object. Leave it out.")
-        if not isinstance(one, (str, Path)) or is_clusters(one):
+        if not isinstance(one, (str, Path)) or (method.needs_clusters and is_clusters(one)):
             continue
         if Path(one).exists():
             load_teacher(one, output="features", teacher_size=size)

@@ -428,7 +428,10 @@ def _exits_of(run: Path, asked: str = "exits") -> dict[str, tuple[Backbone, Clas
 def _teacher_of(
     provenance: dict[str, Any], given: str | Path | None, image: ImageSpec
 ) -> tuple[tuple[Any, ImageSpec, Classifier | None] | None, dict[str, str]]:
-    """The teacher to measure: the one given, or the one the run was distilled from; or why it is left out."""
+    """The teacher to measure: the one given, or the one the run was distilled from; or why it is left out.
+
+    A network by name is built for the size it taught with, and one given here for the run's.
+    """
     from attar.models.saved import load_backbone
     from attar.models.weights_file import is_there
 
@@ -440,7 +443,8 @@ def _teacher_of(
         return None, {"teacher": f"they were several, {name} (--teacher names one to measure)"}
     if given is None and not (name in ("hog", "pixels") or is_there(name)):
         return None, {"teacher": f"it was {name}, which is not there any more (--teacher names another)"}
-    backbone, expected, _ = load_backbone(name, image_size=image.size, channels=image.channels)
+    size = (provenance.get("teacher_size") if given is None else None) or image.size
+    backbone, expected, _ = load_backbone(name, image_size=size, channels=image.channels)
     return (backbone, expected, _classifier_of(name)), {}
 
 

@@ -253,7 +253,7 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
         _keep_clusters(run, plan, plan.clusters, job.world.device)
     run.write_json("broken.json", [asdict(image) for image in job.images.broken])
     run.write_json("fit.json", asdict(result))
-    kept = ("kind", "method", "recipe", "settings", "data", "teacher", "init", "seed", "versions")
+    kept = ("kind", "method", "recipe", "settings", "data", "teacher", "teacher_size", "init", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
     for name, other in method.others().items():
         _save(run / name, other, job, plan.test_image, provenance | {"part": name})

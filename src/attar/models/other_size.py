@@ -43,7 +43,8 @@ def _same(trained: Backbone, tested: Backbone) -> bool:
     def moved(name: str, value: torch.Tensor) -> torch.Tensor:  # so that blocks which begin as nothing show, too
         if not value.is_floating_point() or "running_" in name:
             return value
-        return value + 0.1 * torch.randn(value.shape, generator=generator)
+        inputs = value[0].numel() if value.ndim > 1 else 1  # by their root, or deep networks overflow
+        return value + 0.1 * torch.randn(value.shape, generator=generator) / inputs**0.5
 
     state = {name: moved(name, value) for name, value in trained.state_dict().items()}
     if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in tested.state_dict().items()}:

@@ -458,12 +458,13 @@ def pixels_of(recipe: dict[str, Any]) -> str:
 def lineage_of(run: RunContent) -> dict[str, Any]:
     recipe = run.recipe
     image, data = recipe["image"], recipe["data"]
+    taught_with = f", shown images of {recipe['teacher_size']} pixels" if recipe.get("teacher_size") else ""
     facts = {
         "run": run.name,
         "method": f"{recipe['method']}, recipe {recipe['recipe']}",
         "network": f"{recipe['backbone']['name']}, {image['channels']} channels, {pixels_of(recipe)}",
         "data": f"{data['source']}: {data['num_images']:,} images, digest {data['digest'][:12]}",
-        "teacher": recipe["teacher"]["name"] if recipe.get("teacher") else "none",
+        "teacher": recipe["teacher"]["name"] + taught_with if recipe.get("teacher") else "none",
         "first weights": recipe["init"]["name"] if recipe.get("init") else "drawn by the seed",
         "weights": run.backbone.get("sha256", "not finished")[:12],
         "seed": recipe["seed"],
