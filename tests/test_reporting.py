@@ -16,8 +16,8 @@ from attar import stages
 from attar.errors import CheckpointError, RunError
 from attar.models.clusters import load_clusters
 from attar.reporting.gallery import collect_gallery, map_of
-from attar.reporting.page import write_report
-from attar.reporting.plots import smoothed, ticks
+from attar.reporting.page import RunContent, key_figures, write_report
+from attar.reporting.plots import HEIGHT, Line, line_plot, smoothed, ticks
 from attar.reporting.tradeoff import Point, not_beaten
 
 EVIL = "<script>alert('x')</script>.jpg"
@@ -97,6 +97,24 @@ def test_the_numbers_are_those_of_the_run(finished, tmp_path):
     recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert recipe["data"]["digest"][:12] in page.text
     assert sum(page.tags.count(tag) for tag in ("polyline",)) >= 5
+
+
+def test_raw_values_stay_inside_the_plot_of_their_smooth_line():
+    plot = line_plot([Line("loss", x=[0, 1, 2], y=[1.0, 2.0, 1.0], faint=[1.0, 90.0, -90.0])], x_label="", y_label="")
+    heights = [float(point.split(",")[1]) for line in re.findall('points="(.*?)"', plot) for point in line.split()]
+    assert len(heights) == 6 and min(heights) >= 0 and max(heights) <= HEIGHT
+
+
+@pytest.mark.parametrize(("teacher", "shown"), [(0.9, ["80 %"]), (0.6, []), (0.4, [])])
+def test_how_much_a_student_keeps_is_told_of_a_teacher_above_untrained_networks(finished, teacher, shown):
+    run = RunContent.read(finished)
+    alike = {"protocol": "knn", "variant": "", "metric": "top1", "model_value": 0.74}
+    run.details.update(protocol="knn", variant="", metric="top1", chance=0.1)
+    run.details["comparisons"] = [
+        {**alike, "subject": "random_init", "value": 0.6},
+        {**alike, "subject": "teacher", "value": teacher},
+    ]
+    assert [value for value, what, _ in key_figures(run) if what == "of the teacher"] == shown
 
 
 @pytest.mark.slow

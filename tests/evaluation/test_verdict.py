@@ -84,6 +84,25 @@ def test_no_gain_over_pixels_is_said_although_random_is_beaten():
     assert "augmentations may remove" in text
 
 
+def test_no_gain_names_the_controls_that_do_better():
+    same, worse = against("random_init", 0.8, -0.02, 0.03), against("random_init", 0.85, -0.07, -0.03)
+    pixels, hog = against("pixels", 0.85, -0.07, -0.03), against("hog", 0.9, -0.12, -0.08)
+    told = "NO GAIN: the model cannot be told from the same network at random initialisation"
+    assert verdict(findings(same, PIXELS, HOG)).startswith(f"{told}.")
+    assert verdict(findings(same, pixels, HOG)).startswith(f"{told}, and is worse than raw pixels.")
+    assert verdict(findings(same, pixels, hog)).startswith(f"{told}, and is worse than HOG and raw pixels.")
+    told = "NO GAIN: training has not helped. The model is worse than the same network at random initialisation"
+    assert verdict(findings(worse, pixels, hog)).startswith(f"{told}, HOG and raw pixels.")
+
+
+def test_a_teacher_no_better_than_an_untrained_network_is_told_of():
+    same = against("random_init", 0.8, -0.02, 0.03)
+    text = verdict(findings(same, against("teacher", 0.7, 0.08, 0.12)))
+    assert "It is not above the same network at random initialisation itself, so it had nothing to teach." in text
+    assert "It keeps" not in text and "Next: take a better teacher" in text
+    assert "It keeps" in verdict(findings(same, against("teacher", 0.81, -0.02, 0.03)))
+
+
 def test_features_that_nobody_trained_get_no_advice_on_training():
     worse = (against("pixels", 0.85, -0.07, -0.03), against("hog", 0.85, -0.07, -0.03))
     text = verdict(findings(*worse, omitted={"random_init": NO_WEIGHTS}))

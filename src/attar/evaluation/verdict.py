@@ -126,8 +126,9 @@ def _headline(f: Findings) -> str:
         return "COLLAPSED: the features hardly differ between images. Do not use these weights."
     if random and random.outcome != "better":
         if random.outcome == "worse":
-            return f"NO GAIN: training has not helped. The model is worse than {NAMES['random_init']}."
-        return f"NO GAIN: the model cannot be told from {NAMES['random_init']}."
+            return f"NO GAIN: training has not helped. The model is worse than {_joined(_better_than(f))}."
+        also = f", and is worse than {_joined(_better_than(f))}" if _better_than(f) else ""
+        return f"NO GAIN: the model cannot be told from {NAMES['random_init']}{also}."
     if pixels and pixels.outcome != "better":
         verb = "is worse than" if pixels.outcome == "worse" else "cannot be told from"
         return f"NO GAIN: the model {verb} raw pixels."
@@ -142,6 +143,16 @@ def _headline(f: Findings) -> str:
     if best.outcome == "worse":
         return f"NOT ENOUGH: {NAMES[best.subject]} does better than the model, by {_points(f, -best.difference)}."
     return f"UNDECIDED: the model cannot be told from the best control, {NAMES[best.subject]}."
+
+
+def _better_than(f: Findings) -> list[str]:
+    """The controls that the model is worse than, random initialisation first."""
+    worse = [c.subject for c in f.controls if c.outcome == "worse"]
+    return [NAMES[subject] for subject in sorted(worse, key=lambda subject: subject != "random_init")]
+
+
+def _joined(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _headline_of_classifier(f: Findings) -> str:
@@ -177,15 +188,23 @@ def _of_teacher(f: Findings) -> str:
         return ""
     told = _compared(f, teacher)
     kept = _retention(f)
+    if _teaches_nothing(f):
+        return f"{told} It is not above {NAMES['random_init']} itself, so it had nothing to teach."
     return told if kept is None else f"{told} It keeps {100 * kept:.0f} % of what the teacher gains over chance."
 
 
 def _retention(f: Findings) -> float | None:
-    """Share of the teacher's gain over chance; None where the teacher is not clearly above chance."""
+    """Share of the teacher's gain over chance; None where it is not clearly above chance, or has nothing to teach."""
     teacher = f.against("teacher")
-    if teacher is None or teacher.value - f.chance < 0.02:
+    if teacher is None or teacher.value - f.chance < 0.02 or _teaches_nothing(f):
         return None
     return (f.value - f.chance) / (teacher.value - f.chance)
+
+
+def _teaches_nothing(f: Findings) -> bool:
+    """The student's network knows as much before it is taught."""
+    teacher, random = f.against("teacher"), f.against("random_init")
+    return teacher is not None and random is not None and teacher.value <= random.value
 
 
 def _of_pretrained(f: Findings) -> str:
@@ -230,6 +249,8 @@ def _next_steps(f: Findings) -> list[str]:
         steps.append("these features are not learnt: train a network on your images (attar pretrain), and compare it.")
     elif random and random.outcome != "better":
         step = "train longer and look at views.png: what the network is shown must hold what your labels depend on."
+        if _teaches_nothing(f):
+            step = "take a better teacher: measure it with attar evaluate before you distil."
         if f.omitted.get("pretrained") != NOT_PUBLISHED:
             step += " If the images are few, start from published weights (--pretrained)."
         steps.append(step)

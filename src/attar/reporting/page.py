@@ -180,11 +180,8 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
         latency = onnx["latency_ms"].get("ONNX Runtime", {})
         if latency:
             found.append((f"{latency['1']:.1f} ms", "an image", "ONNX Runtime, one CPU thread"))
-    retention = [
-        c
-        for c in run.details.get("comparisons", [])
-        if c["subject"] == "teacher" and c.get("metric") == run.details.get("metric")
-    ]
+    measured_alike = [c for c in run.details.get("comparisons", []) if c.get("metric") == run.details.get("metric")]
+    retention = [c for c in measured_alike if c["subject"] == "teacher"]
     same = [
         c
         for c in retention
@@ -192,7 +189,13 @@ def key_figures(run: RunContent) -> list[tuple[str, str, str]]:
     ]
     chance = run.details.get("chance", 0.0)
     for c in same or retention[:1]:
-        if c["value"] > chance:
+        how = (c.get("protocol"), c.get("variant"))
+        untrained = [
+            other["value"]
+            for other in measured_alike
+            if other["subject"] == "random_init" and (other.get("protocol"), other.get("variant")) == how
+        ]
+        if c["value"] > max([chance, *untrained]):  # a teacher below an untrained network has nothing to keep
             kept = (c["model_value"] - chance) / (c["value"] - chance)
             found.append((f"{100 * kept:.0f} %", "of the teacher", "what it has above chance"))
     data = run.recipe["data"]

@@ -72,7 +72,8 @@ def line_plot(
         )
     for line in lines:
         if line.faint is not None:
-            parts.append(_path(line.x, line.faint, x_of, y_of, f"line faint c{line.kind}"))
+            inside = [min(max(y, y0), y1) for y in line.faint]  # the axis is that of the smooth lines
+            parts.append(_path(line.x, inside, x_of, y_of, f"line faint c{line.kind}"))
         for x, (low, high) in zip(line.x, line.bars or ()):
             parts.append(
                 f'<line class="bar c{line.kind}" x1="{x_of(x):.1f}" x2="{x_of(x):.1f}" '
