@@ -261,7 +261,14 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
     _save(run.path, own, job, plan.test_image, provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
-    logger.info("Done in %.0f s (%.0f images a second): %s", result.seconds, result.images_per_second, run.path)
+    kept_beside = "".join(f", {run / name}" for name in method.others())
+    logger.info(
+        "Done in %.0f s (%.0f images a second): %s%s",
+        result.seconds,
+        result.images_per_second,
+        run.path,
+        kept_beside,
+    )
 
 
 def _save(folder: Path, trained: Trained, job: Job, image: ImageSpec, provenance: dict[str, Any]) -> None:

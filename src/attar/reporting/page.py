@@ -28,6 +28,7 @@ NAMES = {
     "hog": "HOG",
     "pretrained": "ImageNet twin",
 }
+COLOURS_OF = {"model": 0, "teacher": 1, "pixels": 2, "hog": 3, "pretrained": 4, "random_init": 5}  # in every plot
 METRICS = {
     "top1": "top-1 accuracy",
     "roc_auc": "ROC-AUC",
@@ -229,7 +230,8 @@ def control_plots(run: RunContent) -> list[tuple[str, str]]:
             for r in rows
             if (r["protocol"], r["metric"]) == (protocol, metric)
         ]
-        found.append((PROTOCOLS.get(protocol, protocol), dot_plot(dots, x_label=METRICS.get(metric, metric))))
+        measured = METRICS.get(metric, metric)
+        found.append((f"{PROTOCOLS.get(protocol, protocol)}, {measured}", dot_plot(dots, x_label=measured)))
     return found
 
 
@@ -240,14 +242,14 @@ def low_label_plot(run: RunContent) -> str:
         return ""
     metric = "roc_auc" if any(r["metric"] == "roc_auc" for r in rows) else "top1"
     lines = []
-    for kind, subject in enumerate(dict.fromkeys(r["subject"] for r in rows)):
+    for subject in dict.fromkeys(r["subject"] for r in rows):
         mine = sorted(
             (r for r in rows if r["subject"] == subject and r["metric"] == metric),
             key=lambda r: r["settings"]["fraction"],
         )
         x = [100 * r["settings"]["fraction"] for r in mine]
         bars = [(r["low"], r["high"]) for r in mine]
-        lines.append(Line(NAMES.get(subject, subject), x, [r["value"] for r in mine], bars=bars, kind=kind))
+        lines.append(Line(NAMES[subject], x, [r["value"] for r in mine], bars=bars, kind=COLOURS_OF[subject]))
     return line_plot(lines, x_label="labels used, %", y_label=METRICS[metric], log_x=True)
 
 
@@ -260,14 +262,14 @@ def layers_plot(run: RunContent) -> str:
     rows = sorted((r for r in rows if r["metric"] == metric), key=lambda r: r["settings"]["depth"])
     names = [r["settings"]["variant"].split(",")[0] for r in rows if r["subject"] == "model"]
     lines = []
-    for kind, subject in enumerate(dict.fromkeys(["model", *(r["subject"] for r in rows)])):
+    for subject in dict.fromkeys(["model", *(r["subject"] for r in rows)]):
         mine = [r for r in rows if r["subject"] == subject]
         if subject in ("pixels", "hog"):
             x, y, bars = [1, len(names)], [mine[0]["value"]] * 2, None
         else:
             x, y = [r["settings"]["depth"] for r in mine], [r["value"] for r in mine]
             bars = [(r["low"], r["high"]) for r in mine]
-        lines.append(Line(NAMES.get(subject, subject), x, y, bars=bars, kind=kind))
+        lines.append(Line(NAMES[subject], x, y, bars=bars, kind=COLOURS_OF[subject]))
     title = f"linear probe of each layer, {METRICS[metric]}"
     return line_plot(lines, x_label="layer, from the input to the output", y_label=title, names=names)
 
