@@ -383,6 +383,15 @@ def test_a_teacher_size_that_cannot_be_had_is_refused_before_images_are_read(tmp
         stages.distill(tmp_path / "images", teacher=load_teacher(teacher), **options)
 
 
+@pytest.mark.parametrize(("minutes", "said"), [(1e-5, True), (10.0, False)])
+def test_a_training_that_exceeds_its_minutes_says_so(pixels, tmp_path, monkeypatch, caplog, minutes, said):
+    measured = "attar.train.loop.measure_step_seconds"
+    monkeypatch.setattr(measured, lambda job: minutes * 60 / 2.5 / job.plan.steps_per_epoch)  # two epochs fit
+    run = stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "epochs": None, "minutes": minutes})
+    assert run.recipe["settings"]["epochs"] == 2
+    assert ("steps became slower than when the speed was measured" in caplog.text) == said
+
+
 def test_a_run_on_other_images_is_another_run(finished, pixels):
     with pytest.raises(RunChanged, match="data: "):
         stages.pretrain(pixels[::-1].copy(), out=finished, resume=True, **TINY)

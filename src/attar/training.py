@@ -261,6 +261,14 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
     _save(run.path, own, job, plan.test_image, provenance)  # last: its presence means complete
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
+    asked = plan.request.minutes
+    if asked is not None and plan.recipe.epochs > 1 and result.seconds > 1.5 * 60 * asked:  # else said at the start
+        logger.warning(
+            "Training took %.1f minutes instead of %g: steps became slower than when the speed was measured, as they "
+            "do beside other programs.",
+            result.seconds / 60,
+            asked,
+        )
     kept_beside = "".join(f", {run / name}" for name in method.others())
     logger.info(
         "Done in %.0f s (%.0f images a second): %s%s",
