@@ -103,7 +103,9 @@ def test_every_option_of_a_training_reaches_it(attar, tmp_path, monkeypatch, com
 
 
 def test_commands_set_what_torch_reads_when_it_is_imported(attar, monkeypatch):
-    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("THP_MEM_ALLOC_ENABLE", "1")):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name, value in (("GOMP_SPINCOUNT", "5000"), ("OMP_WAIT_POLICY", "PASSIVE"), ("THP_MEM_ALLOC_ENABLE", "1")):
         monkeypatch.setenv(name, "")  # so that what the command sets is undone
         monkeypatch.delenv(name)
         attar("methods")
@@ -111,6 +113,10 @@ def test_commands_set_what_torch_reads_when_it_is_imported(attar, monkeypatch):
         monkeypatch.setenv(name, "mine")
         attar("methods")
         assert os.environ[name] == "mine", "a person's own setting stays"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    attar("methods")
+    assert "GOMP_SPINCOUNT" not in os.environ, "it would overrule a person's own policy"
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,27 @@ def test_what_a_vision_transformer_looks_at_is_in_its_report(finished, tmp_path)
     assert attended in (stages.report([run], out=tmp_path / "report.html")).read_text()
 
 
+def test_networks_kept_in_a_run_stand_beside_it(tmp_path):
+    """A momentum teacher is evaluated like a run; what was measured on other data is not compared."""
+    settings = {"num_local_views": 0, "num_prototypes": 64, "projector_hidden_dim": 32}
+    made = dict(method="dino", backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=256, progress=False)
+    run, kept = tmp_path / "run", tmp_path / "run" / "teacher"
+    stages.pretrain("digits", out=run, settings=settings, **made)
+    measure = {"protocols": ("knn",), "controls": (), "progress": False}
+    own, other = (stages.evaluate(folder, "digits", **measure).rows for folder in (run, kept))
+    text = stages.report([run], out=tmp_path / "report.html").read_text()
+    table = text[text.index("Networks kept beside it") :].split("</table>")[0]
+    words = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table)
+    assert words[:4] == ["", "run", "run/teacher", "top-1 accuracy, k nearest neighbours"]
+    shown = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for pair in zip(own, other) for row in pair]
+    assert [word for word in words[3:] if "[" in word] == shown
+    assert own[0]["value"] != other[0]["value"], "two networks"
+
+    details = json.loads((kept / "evaluation_details.json").read_text())
+    (kept / "evaluation_details.json").write_text(json.dumps(details | {"data": "other"}))
+    assert "Networks kept beside it" not in stages.report([run], out=tmp_path / "report.html").read_text()
+
+
 def test_the_page_has_every_section_and_asks_nothing_of_the_network(finished, tmp_path):
     text = stages.report([finished], out=tmp_path / "report.html").read_text()
     page = Page(text)

@@ -655,7 +655,11 @@ def _console() -> Any:
 def main() -> None:
     """Entry point: errors a user can cause are one paragraph on stderr, not a traceback."""
     # Threads of PyTorch that wait by spinning take the cores from each other where other programs run too: measured
-    # 3 to 220 ms instead of 1 ms a view. Set before torch is imported; a person's own setting stays.
+    # 3 to 220 ms instead of 1 ms a view. Those that never spin sleep and wake hundreds of times a step: a tenth of the
+    # time of a training, alone (benchmarks/waiting_threads.py). So they spin for some microseconds and then sleep.
+    # Set before torch is imported; a person's own setting stays.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Large tensors on huge pages (Linux; PyTorch, c10/core/impl/alloc_cpu.cpp): on a CPU a step of SimCLR takes a tenth
     # less time, features at 256 images of 64 pixels up to a half.

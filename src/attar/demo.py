@@ -101,7 +101,7 @@ def demo(out: str | Path = "runs/demo", *, minutes: float = 6.0, seed: int = 0, 
         image_size=STUDENT_CROPS,
         test_size=STUDENT_SIZE,
         teacher_size=STUDENT_CROPS,  # as they come, which is cheaper than enlarged to its own size, and does as well
-        settings=STUDENT_SETTINGS,
+        settings={**STUDENT_SETTINGS, "queue_length": len(train) // 2},  # longer, cells meet their own earlier keys
         minutes=minutes * (1 - TEACHER_SHARE),
         **common,
     ).or_stop()

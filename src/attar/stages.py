@@ -302,7 +302,8 @@ def evaluate(
     """Measure a backbone on labelled images beside its controls, and say whether it worked.
 
     Args:
-        run: a run folder (evaluation.json is written there), a timm name, NAME@FILE, "hog" or "pixels".
+        run: a run folder or a network kept in one, as RUN/teacher (evaluation.json is written there), a timm name,
+            NAME@FILE, "hog" or "pixels".
         labelled: images with labels; they train the probes. test: images to measure on; without it, a stratified
             20 % of `labelled`, fixed by the seed, also for protocols that learn nothing (classifier, exits,
             retrieval), so that all rows are about the same images.
@@ -361,7 +362,8 @@ def evaluate(
         omitted=omitted,
         progress=progress,
     )
-    if (folder / "recipe.yaml").is_file():
+    part = (folder / "backbone.json").is_file() and (folder.path.parent / "recipe.yaml").is_file()  # as RUN/teacher
+    if part or (folder / "recipe.yaml").is_file():
         if os.access(folder.path, os.W_OK):
             _keep(folder, result)
         else:

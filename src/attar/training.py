@@ -265,7 +265,7 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
     if asked is not None and plan.recipe.epochs > 1 and result.seconds > 1.5 * 60 * asked:  # else said at the start
         logger.warning(
             "Training took %.1f minutes instead of %g: steps became slower than when the speed was measured, as they "
-            "do beside other programs.",
+            "do beside other programs; on a CPU, OMP_NUM_THREADS=N with N cores that are free makes up for much of it.",
             result.seconds / 60,
             asked,
         )

@@ -68,10 +68,12 @@ class RunContent:
     exports: dict[str, Any]
     broken: list[dict[str, Any]]
     backbone: dict[str, Any]
+    parts: dict[str, list[dict[str, Any]]]  # rows of networks kept in it, as RUN/teacher, measured on the same data
 
     @classmethod
     def read(cls, path: Path) -> RunContent:
         run = RunFolder.open(path)
+        details = run.read_json("evaluation_details.json") or {}
         return cls(
             name=path.name,
             path=path,
@@ -80,11 +82,22 @@ class RunContent:
             health=read_json_lines(run / "health.jsonl"),
             fit=run.read_json("fit.json") or {},
             evaluation=run.read_json("evaluation.json") or {},
-            details=run.read_json("evaluation_details.json") or {},
+            details=details,
             exports=run.read_json("export.json") or {},
             broken=run.read_json("broken.json") or [],
             backbone=run.read_json("backbone.json") or {},
+            parts=_parts_of(path, details.get("data")),
         )
+
+
+def _parts_of(path: Path, data: Any) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for folder in sorted(file.parent for file in path.glob("*/backbone.json")):
+        part = RunFolder(folder)
+        details, evaluation = part.read_json("evaluation_details.json"), part.read_json("evaluation.json")
+        if details and evaluation and data in (None, details["data"]):
+            found[folder.name] = [row for row in evaluation["rows"] if row["subject"] == "model"]
+    return found
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -132,6 +145,7 @@ def _about(contents: list[RunContent]) -> dict[str, Any]:
         "low_labels": low_label_plot(main),
         "layers": layers_plot(main),
         "exits": exits_plot(main),
+        "parts": parts_of(main),
         "trade_off": trade_off_of(contents, main),
         "curves": curve_plots(contents),
         "health": health_of(main),
@@ -287,6 +301,22 @@ def exits_plot(run: RunContent) -> str:
         x, y = [100 * r["settings"]["share_of_work"] for r in mine], [r["value"] for r in mine]
         lines.append(Line(title, x, y, bars=[(r["low"], r["high"]) for r in mine], kind=kind))
     return line_plot(lines, x_label="work, % of the whole network", y_label=f"early exits, {METRICS[metric]}")
+
+
+def parts_of(run: RunContent) -> dict[str, Any] | None:
+    """The run's own values beside those of the networks kept in it: a row a measurement, a cell a network."""
+    own = [row for row in run.evaluation.get("rows", []) if row["subject"] == "model"]
+    networks = {run.name: own} | {f"{run.name}/{name}": rows for name, rows in run.parts.items()}
+    table: dict[str, dict[str, str]] = {}
+    for name, rows in networks.items():
+        for row in rows:
+            how = f"{PROTOCOLS.get(row['protocol'], row['protocol'])} {row['settings'].get('variant', '')}".strip()
+            what = f"{METRICS.get(row['metric'], row['metric'])}, {how}"
+            table.setdefault(what, {})[name] = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    rows_of_parts = [
+        (what, [cells.get(name, "–") for name in networks]) for what, cells in table.items() if set(cells) != {run.name}
+    ]
+    return {"names": list(networks), "rows": rows_of_parts} if rows_of_parts else None
 
 
 def curve_plots(runs: Sequence[RunContent]) -> list[str]:
