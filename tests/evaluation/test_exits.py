@@ -70,5 +70,6 @@ def test_a_run_without_exits_is_refused(tmp_path):
 
 
 def test_the_report_draws_the_curve(rows):
-    plot = exits_plot(RunContent("run", Path("run"), {}, [], [], {}, {"rows": rows}, {"metric": "top1"}, {}, [], {}))
+    evaluation, details = {"rows": rows}, {"metric": "top1"}
+    plot = exits_plot(RunContent("run", Path("run"), {}, [], [], {}, evaluation, details, {}, [], {}, {}))
     assert "the first sure exit" in plot and "work, % of the whole network" in plot
