@@ -83,15 +83,28 @@ def test_networks_kept_in_a_run_stand_beside_it(tmp_path):
     made = dict(method="dino", backbone="resnet8x0.5", image_size=8, epochs=1, batch_size=256, progress=False)
     run, kept = tmp_path / "run", tmp_path / "run" / "teacher"
     stages.pretrain("digits", out=run, settings=settings, **made)
-    measure = {"protocols": ("knn",), "controls": (), "progress": False}
-    own, other = (stages.evaluate(folder, "digits", **measure).rows for folder in (run, kept))
+    measure = {"protocols": ("knn", "layers"), "controls": ("pixels",), "progress": False}
+    evaluated = {folder: stages.evaluate(folder, "digits", **measure).rows for folder in (run, kept)}
+    own, other = ([row for row in rows if row["subject"] == "model"] for rows in evaluated.values())
+    shutil.copytree(kept, run / "of another method")  # has no part in this run
+    saved = json.loads((run / "of another method" / "backbone.json").read_text())
+    del saved["provenance"]["part"]
+    (run / "of another method" / "backbone.json").write_text(json.dumps(saved))
+
     text = stages.report([run], out=tmp_path / "report.html").read_text()
     table = text[text.index("Networks kept beside it") :].split("</table>")[0]
     words = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table)
     assert words[:4] == ["", "run", "run/teacher", "top-1 accuracy, k nearest neighbours"]
     shown = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for pair in zip(own, other) for row in pair]
-    assert [word for word in words[3:] if "[" in word] == shown
+    assert [word for word in words[3:] if " [" in word] == shown
     assert own[0]["value"] != other[0]["value"], "two networks"
+
+    for name in ("evaluation.json", "evaluation_details.json"):
+        (run / name).rename(tmp_path / name)
+    alone = stages.report([run], out=tmp_path / "report.html").read_text()
+    assert shown[1] in alone and shown[0] not in alone, "the run itself was not evaluated"
+    for name in ("evaluation.json", "evaluation_details.json"):
+        (tmp_path / name).rename(run / name)
 
     details = json.loads((kept / "evaluation_details.json").read_text())
     (kept / "evaluation_details.json").write_text(json.dumps(details | {"data": "other"}))

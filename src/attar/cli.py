@@ -656,7 +656,7 @@ def main() -> None:
     """Entry point: errors a user can cause are one paragraph on stderr, not a traceback."""
     # Threads of PyTorch that wait by spinning take the cores from each other where other programs run too: measured
     # 3 to 220 ms instead of 1 ms a view. Those that never spin sleep and wake hundreds of times a step: a tenth of the
-    # time of a training, alone (benchmarks/waiting_threads.py). So they spin for some microseconds and then sleep.
+    # time of the demo's training (benchmarks/results/training.md). So they spin for some 50 microseconds, then sleep.
     # Set before torch is imported; a person's own setting stays.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -362,8 +362,8 @@ def evaluate(
         omitted=omitted,
         progress=progress,
     )
-    part = (folder / "backbone.json").is_file() and (folder.path.absolute().parent / "recipe.yaml").is_file()
-    if part or (folder / "recipe.yaml").is_file():  # a run, or a network kept in one, as RUN/teacher
+    part = "part" in provenance and (folder / "backbone.json").is_file()  # a network kept in a run, as RUN/teacher
+    if part or (folder / "recipe.yaml").is_file():
         if os.access(folder.path, os.W_OK):
             _keep(folder, result)
         else:

@@ -262,10 +262,10 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
     if result.collapsed:
         logger.error("%s ended collapsed: do not use these weights. See health.jsonl.", run.path)
     asked = plan.request.minutes
-    if asked is not None and plan.recipe.epochs > 1 and result.seconds > 1.5 * 60 * asked:  # else said at the start
+    if asked is not None and result.seconds > 1.5 * 60 * asked:
         logger.warning(
-            "Training took %.1f minutes instead of %g: steps became slower than when the speed was measured, as they "
-            "do beside other programs; on a CPU, OMP_NUM_THREADS=N with N cores that are free makes up for much of it.",
+            "Training took %.2g minutes instead of %g. The speed is measured on a few steps before; other programs on "
+            "the same cores, checks, checkpoints and compilation come on top.",
             result.seconds / 60,
             asked,
         )

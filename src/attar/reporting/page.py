@@ -75,7 +75,7 @@ class RunContent:
         run = RunFolder.open(path)
         details = run.read_json("evaluation_details.json") or {}
         return cls(
-            name=path.name,
+            name=path.absolute().name,
             path=path,
             recipe=run.read_recipe(),
             metrics=read_json_lines(run / "metrics.jsonl"),
@@ -95,7 +95,10 @@ def _parts_of(path: Path, data: Any) -> dict[str, list[dict[str, Any]]]:
     for folder in sorted(file.parent for file in path.glob("*/backbone.json")):
         part = RunFolder(folder)
         details, evaluation = part.read_json("evaluation_details.json"), part.read_json("evaluation.json")
-        if details and evaluation and data in (None, details["data"]):
+        if not (details and evaluation and "part" in (part.read_json("backbone.json") or {}).get("provenance", {})):
+            continue
+        data = data or details.get("data")  # of a run that was not evaluated: what the first part was measured on
+        if details.get("data") == data:
             found[folder.name] = [row for row in evaluation["rows"] if row["subject"] == "model"]
     return found
 
