@@ -383,14 +383,15 @@ def test_a_teacher_size_that_cannot_be_had_is_refused_before_images_are_read(tmp
         stages.distill(tmp_path / "images", teacher=load_teacher(teacher), **options)
 
 
-@pytest.mark.parametrize(("minutes", "said"), [(1e-5, True), (10.0, False)])
-def test_a_training_that_exceeds_its_minutes_says_so(pixels, tmp_path, monkeypatch, caplog, minutes, said):
+@pytest.mark.parametrize("minutes", [1e-5, 0.1])  # of which the first is exceeded on any machine
+def test_a_training_that_exceeds_its_minutes_says_so(pixels, tmp_path, monkeypatch, caplog, minutes):
     measured = "attar.train.loop.measure_step_seconds"
     monkeypatch.setattr(measured, lambda job: minutes * 60 / 2.5 / job.plan.steps_per_epoch)  # two epochs fit
     run = stages.pretrain(pixels, out=tmp_path / "run", **{**TINY, "epochs": None, "minutes": minutes})
     assert run.recipe["settings"]["epochs"] == 2
     assert run.fit is not None
-    assert (f"took {run.fit.seconds / 60:.2g} minutes instead of {minutes:g}" in caplog.text) == said
+    said = f"took {run.fit.seconds / 60:.2g} minutes instead of {minutes:g}" in caplog.text
+    assert said == (run.fit.seconds > 90 * minutes)
 
 
 def test_a_run_on_other_images_is_another_run(finished, pixels):
