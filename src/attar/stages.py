@@ -362,8 +362,7 @@ def evaluate(
         omitted=omitted,
         progress=progress,
     )
-    part = "part" in provenance and (folder / "backbone.json").is_file()  # a network kept in a run, as RUN/teacher
-    if part or (folder / "recipe.yaml").is_file():
+    if folder.is_part or (folder / "recipe.yaml").is_file():
         if os.access(folder.path, os.W_OK):
             _keep(folder, result)
         else:

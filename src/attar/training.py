@@ -255,7 +255,8 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
     run.write_json("fit.json", asdict(result))
     kept = ("kind", "method", "recipe", "settings", "data", "teacher", "teacher_size", "init", "seed", "versions")
     provenance = {key: resolved[key] for key in kept} | {"collapsed": result.collapsed}
-    for name, other in method.others().items():
+    others = method.others()
+    for name, other in others.items():
         _save(run / name, other, job, plan.test_image, provenance | {"part": name})
     own = Trained(method.backbone, method.projector, method.classifier)
     _save(run.path, own, job, plan.test_image, provenance)  # last: its presence means complete
@@ -269,7 +270,7 @@ def _finish(run: RunFolder, job: Job, plan: Plan, resolved: dict[str, Any], resu
             result.seconds / 60,
             asked,
         )
-    kept_beside = "".join(f", {run / name}" for name in method.others())
+    kept_beside = "".join(f", {run / name}" for name in others)
     logger.info(
         "Done in %.0f s (%.0f images a second): %s%s",
         result.seconds,

@@ -125,9 +125,10 @@ def _headline(f: Findings) -> str:
     if f.collapsed:
         return "COLLAPSED: the features hardly differ between images. Do not use these weights."
     if random and random.outcome != "better":
+        better = _joined(_better_than(f))
         if random.outcome == "worse":
-            return f"NO GAIN: training has not helped. The model is worse than {_joined(_better_than(f))}."
-        also = f", and is worse than {_joined(_better_than(f))}" if _better_than(f) else ""
+            return f"NO GAIN: training has not helped. The model is worse than {better}."
+        also = f", and is worse than {better}" if better else ""
         return f"NO GAIN: the model cannot be told from {NAMES['random_init']}{also}."
     if pixels and pixels.outcome != "better":
         verb = "is worse than" if pixels.outcome == "worse" else "cannot be told from"

@@ -95,7 +95,7 @@ def _parts_of(path: Path, data: Any) -> dict[str, list[dict[str, Any]]]:
     for folder in sorted(file.parent for file in path.glob("*/backbone.json")):
         part = RunFolder(folder)
         details, evaluation = part.read_json("evaluation_details.json"), part.read_json("evaluation.json")
-        if not (details and evaluation and "part" in (part.read_json("backbone.json") or {}).get("provenance", {})):
+        if not (details and evaluation and part.is_part):
             continue
         data = data or details.get("data")  # of a run that was not evaluated: what the first part was measured on
         if details.get("data") == data:
@@ -179,11 +179,8 @@ def verdict_of(run: RunContent) -> dict[str, Any] | None:
     wanted = {"subject": "model", "protocol": run.details.get("protocol"), "metric": run.details.get("metric")}
     for row in run.evaluation["rows"]:
         if wanted.items() <= row.items() and row["settings"].get("variant", "") == run.details.get("variant", ""):
-            what = " ".join(
-                [PROTOCOLS.get(row["protocol"], row["protocol"]), row["settings"].get("variant", "")]
-            ).strip()
             found |= {"value": row["value"], "low": row["low"], "high": row["high"]}
-            found["what"] = f"{METRICS.get(row['metric'], row['metric'])}, {what}"
+            found["what"] = _measured(row["metric"], row["protocol"], row["settings"].get("variant", ""))
             break
     return found
 
@@ -230,9 +227,8 @@ def trade_off_of(runs: Sequence[RunContent], main: RunContent) -> dict[str, Any]
     details = main.details
     if len(runs) < 2 or not details:
         return None
-    metric, protocol = details["metric"], details["protocol"]
-    what = " ".join([PROTOCOLS.get(protocol, protocol), details["variant"]]).strip()
-    return trade_off(runs, main, value_name=f"{METRICS.get(metric, metric)}, {what}")
+    value_name = _measured(details["metric"], details["protocol"], details["variant"])
+    return trade_off(runs, main, value_name=value_name)
 
 
 def control_plots(run: RunContent) -> list[tuple[str, str]]:
@@ -313,8 +309,7 @@ def parts_of(run: RunContent) -> dict[str, Any] | None:
     table: dict[str, dict[str, str]] = {}
     for name, rows in networks.items():
         for row in rows:
-            how = f"{PROTOCOLS.get(row['protocol'], row['protocol'])} {row['settings'].get('variant', '')}".strip()
-            what = f"{METRICS.get(row['metric'], row['metric'])}, {how}"
+            what = _measured(row["metric"], row["protocol"], row["settings"].get("variant", ""))
             table.setdefault(what, {})[name] = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     rows_of_parts = [
         (what, [cells.get(name, "–") for name in networks]) for what, cells in table.items() if set(cells) != {run.name}
@@ -483,8 +478,7 @@ def confusion_of(details: dict[str, Any]) -> dict[str, Any] | None:
     for name, row in zip(classes, counts):
         total = max(sum(row), 1)
         rows.append({"name": name, "cells": [{"count": c, "share": round(c / total, 3)} for c in row]})
-    what = PROTOCOLS.get(details.get("protocol", ""), details.get("protocol", ""))
-    return {"classes": classes, "rows": rows, "what": " ".join([what, details.get("variant", "")]).strip()}
+    return {"classes": classes, "rows": rows, "what": _how(details.get("protocol", ""), details.get("variant", ""))}
 
 
 def pixels_of(recipe: dict[str, Any]) -> str:
@@ -531,6 +525,14 @@ def image_uri(path: Path) -> str | None:
 
 def _uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _how(protocol: str, variant: str) -> str:
+    return f"{PROTOCOLS.get(protocol, protocol)} {variant}".strip()
+
+
+def _measured(metric: str, protocol: str, variant: str) -> str:
+    return f"{METRICS.get(metric, metric)}, {_how(protocol, variant)}"
 
 
 def _kind(subject: str) -> str:

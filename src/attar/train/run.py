@@ -40,6 +40,11 @@ class RunFolder:
     def is_complete(self) -> bool:
         return (self.path / "backbone.json").is_file()
 
+    @property
+    def is_part(self) -> bool:
+        """Is it a network that a run trained and keeps beside its own, as RUN/teacher?"""
+        return "part" in (self.read_json("backbone.json") or {}).get("provenance", {})
+
     @classmethod
     def create(cls, path: str | Path, *, resume: bool, needed_bytes: int = 0) -> RunFolder:
         """Make or reopen the folder for writing.
